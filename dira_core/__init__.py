@@ -1,0 +1,69 @@
+"""dira: self-supervised pretraining of medical images by Discriminator, Restorer and Adversary.
+
+Every public name is listed here and imported when first used, so that `import dira_core` stays free
+of torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dira_core.components import Command as Command
+    from dira_core.components import Component as Component
+    from dira_core.components import DistortionOptions as DistortionOptions
+    from dira_core.components import Options as Options
+    from dira_core.components import Preset as Preset
+    from dira_core.errors import DataError as DataError
+    from dira_core.errors import DiraError as DiraError
+    from dira_core.errors import PluginError as PluginError
+    from dira_core.errors import RecipeError as RecipeError
+    from dira_core.hookspecs import hookimpl as hookimpl
+    from dira_core.roles import Adversary as Adversary
+    from dira_core.roles import Backbone as Backbone
+    from dira_core.roles import Discriminator as Discriminator
+    from dira_core.roles import Distortion as Distortion
+    from dira_core.roles import Encoding as Encoding
+    from dira_core.roles import Encodings as Encodings
+    from dira_core.roles import FeaturePass as FeaturePass
+    from dira_core.roles import Pyramid as Pyramid
+    from dira_core.roles import Restorer as Restorer
+    from dira_core.roles import Source as Source
+    from dira_core.roles import Tracker as Tracker
+    from dira_core.types import Batch as Batch
+    from dira_core.types import Image as Image
+    from dira_core.types import Objective as Objective
+    from dira_core.types import Progress as Progress
+    from dira_core.types import View as View
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
+    "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
+    "hookspecs": ["hookimpl"],
+    "roles": [
+        "Adversary",
+        "Backbone",
+        "Discriminator",
+        "Distortion",
+        "Encoding",
+        "Encodings",
+        "FeaturePass",
+        "Pyramid",
+        "Restorer",
+        "Source",
+        "Tracker",
+    ],
+    "types": ["Batch", "Image", "Objective", "Progress", "View"],
+}
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605 - the table above is the one place to look
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dira_core' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"dira_core.{_HOME[name]}"), name)

@@ -1,0 +1,238 @@
+"""The roles a plugin can play, as abstract modules.
+
+Shapes are (B, C, *S) throughout: S is (H, W) or (D, H, W), and nothing here knows which.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from dira_core.types import Batch, Image, Objective, Progress, View
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dira_core.draws import Draws
+
+Pyramid = Sequence[Tensor]
+"""Maps of a backbone, shallow to deep: each (B, channels[i], *ceil(S / strides[i]))."""
+
+
+class Backbone(nn.Module, ABC):
+    """The encoder f, kept for transfer.
+
+    Attributes:
+        channels: Channels of each map of the pyramid, shallow to deep.
+        strides: Stride of each map against the input.
+        in_channels: Channels of an image.
+        dims: Number of spatial axes.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    in_channels: int
+    dims: int
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Encode images (B, in_channels, *S) into a pyramid, shallow to deep."""
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """One encoded view: its pyramid, and its deepest map averaged over space, (B, channels[-1])."""
+
+    pyramid: list[Tensor]
+    pooled: Tensor
+
+
+def pool(deepest: Tensor) -> Tensor:
+    """Average a map (B, C, *S) over space, in float32: (B, C)."""
+    return deepest.flatten(2).float().mean(-1)
+
+
+class Encodings:
+    """Encode views on demand, each at most once a step, whoever asks.
+
+    Args:
+        backbone: Encodes images.
+        batch: The views.
+        sees: Which image of a view is encoded: "image" (distorted) or "clean" (appearance only).
+    """
+
+    def __init__(self, backbone: Backbone, batch: Batch, sees: str = "image") -> None:
+        self.batch = batch
+        self._backbone = backbone
+        self._sees = sees
+        self._encoded: dict[int, Encoding] = {}
+
+    def __len__(self) -> int:
+        return len(self.batch.views)
+
+    def __getitem__(self, view: int) -> Encoding:
+        """Encode view number `view`, or return what was encoded before."""
+        if view not in self._encoded:
+            pyramid = self._backbone(self.image(view))
+            self._encoded[view] = Encoding(pyramid, pool(pyramid[-1]))
+        return self._encoded[view]
+
+    def image(self, view: int) -> Tensor:
+        """Return what is encoded of a view, (B, C, *S): for a teacher that encodes it itself."""
+        chosen: View = self.batch.views[view]
+        return chosen.image if self._sees == "image" else chosen.clean
+
+
+class Discriminator(nn.Module, ABC):
+    """Make embeddings of the same pseudo-class agree (L_dis).
+
+    Attributes:
+        n_views: Views of an image it compares.
+    """
+
+    n_views: int = 2
+
+    @abstractmethod
+    def forward(self, encodings: Encodings) -> Objective:
+        """Return the loss over the encoded views, its metrics and the embedding z of view 0."""
+
+    def after_step(self, progress: Progress) -> None:  # noqa: B027 - most methods need none
+        """Update what is not trained by gradient (EMA teacher, queue), after the optimizer stepped."""
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return optimizer parameter groups of this module; by default one with every parameter.
+
+        A group may set `weight_decay`, `lr_scale` (factor on the run's rate) and `schedule`
+        ("run" or "constant"). Every parameter that asks for a gradient belongs to exactly one group.
+        """
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def epoch_started(self, progress: Progress, features: FeaturePass) -> None:  # noqa: B027
+        """Prepare an epoch; `features()` encodes the whole source (clustering methods)."""
+
+
+class FeaturePass(ABC):
+    """A pass over the whole source with the backbone in evaluation mode."""
+
+    @abstractmethod
+    def __call__(self) -> Tensor:
+        """Return the pooled features of every image, (N, channels[-1]) in float32 on the CPU."""
+
+
+class Restorer(nn.Module, ABC):
+    """Turn the pyramid of a distorted crop back into the undistorted one (L_res).
+
+    Attributes:
+        n_restored: Views it restores; the first ones of the batch.
+    """
+
+    n_restored: int = 1
+
+    @abstractmethod
+    def forward(self, pyramid: Pyramid) -> Tensor:
+        """Return the restored crop, (B, C, *S) in [0, 1]."""
+
+    @abstractmethod
+    def distance(self, restored: Tensor, view: View) -> Tensor:
+        """Return L_res: how far `restored` is from `view.crop`, a scalar in float32."""
+
+
+class Adversary(nn.Module, ABC):
+    """A critic that judges how real an image looks (L_adv).
+
+    Attributes:
+        conditional: Whether the critic also sees the distorted image.
+    """
+
+    conditional: bool = False
+
+    @abstractmethod
+    def forward(self, image: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return scores (B, 1, *S'), one for each patch; `condition` is the distorted image or None."""
+
+    @abstractmethod
+    def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
+        """Return what the critic minimises, from its scores of real and of restored images."""
+
+    @abstractmethod
+    def generator_loss(self, fake: Tensor) -> Tensor:
+        """Return what backbone and decoder minimise (L_adv), from the scores of restored images."""
+
+    def penalty(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> Tensor | None:
+        """Return a penalty on the critic itself (a gradient penalty), or None."""
+        return None
+
+
+class Distortion(nn.Module, ABC):
+    """One operation of T(.), batched: (B, C, *S) -> (B, C, *S), random numbers from `draws` alone.
+
+    The engine applies it to the images that the options' `p` picks. The same `draws` give the same
+    decisions, so `box` and `label` can say afterwards what `forward` did.
+    """
+
+    @abstractmethod
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return distorted images; never writes into `images`."""
+
+    def box(self, box: Tensor, draws: Draws) -> Tensor:
+        """Return where the crops lie after a geometric operation, (B, len(S), 2); see `View.box`."""
+        return box
+
+    def label(self, draws: Draws) -> Tensor | None:
+        """Return the label (B,) a label-producing distortion made, or None."""
+        return None
+
+
+class Source(ABC):
+    """Images by position: 0 <= index < len(source). Read in worker processes, so it must pickle.
+
+    Attributes:
+        labels: One integer per image for probes, or None. Never used in pretraining.
+        words: One pseudo-class per image (a visual word) that becomes `Batch.label`, or None.
+    """
+
+    labels: np.ndarray | None = None
+    words: np.ndarray | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abstractmethod
+    def read(self, index: int) -> Image:
+        """Read one image.
+
+        Raises:
+            DataError: The image cannot be read; the message says why, without patient data.
+        """
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """Return what to call an image in a message."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Return a digest of what the source offers; a resumed run refuses another one."""
+
+
+class Tracker(ABC):
+    """Somewhere metrics go, beside metrics.jsonl. Its failure never stops a run."""
+
+    @abstractmethod
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of one step."""
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:  # noqa: B027
+        """Take pictures, (H, W) or (H, W, 3) uint8, by name."""
+
+    def close(self) -> None:  # noqa: B027
+        """Write out what is held back."""
+
+
+def trainable(modules: Iterable[nn.Module]) -> list[nn.Parameter]:
+    """Return the parameters of modules that ask for a gradient."""
+    return [p for module in modules for p in module.parameters() if p.requires_grad]

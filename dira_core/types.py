@@ -1,0 +1,91 @@
+"""What travels between the engine and the roles. No torch import: these are shapes, not work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image as a source read it.
+
+    Attributes:
+        pixels: (C, *S), uint8, uint16 or float32, in the units of the file.
+        window: The two pixel values that map to 0 and 1; values outside are clipped.
+        spacing: Size of a pixel along each axis of S in mm, where the file says it.
+    """
+
+    pixels: np.ndarray
+    window: tuple[float, float]
+    spacing: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of every image of a batch.
+
+    Attributes:
+        crop: (B, C, *S) in [0, 1]; geometry applied, intensities untouched. What a Restorer must produce.
+        clean: (B, C, *S); the crop after the appearance operations, before any distortion.
+        image: (B, C, *S); T(crop), what the networks see.
+        box: (B, len(S), 2), first and last edge of the crop along each axis, in pixels of the source image.
+            A flipped axis has its edges swapped.
+        label: (B,) made by a label-producing distortion (rotation, jigsaw), or None.
+    """
+
+    crop: Tensor
+    clean: Tensor
+    image: Tensor
+    box: Tensor
+    label: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The views of B images.
+
+    Attributes:
+        views: One `View` per view the Discriminator asked for; at least one.
+        index: (B,) int64, position of each image in its source.
+        label: (B,) int64, pseudo-class given by the source (a visual word), or None.
+    """
+
+    views: tuple[View, ...]
+    index: Tensor
+    label: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What one role wants minimised.
+
+    Attributes:
+        loss: Scalar in float32.
+        metrics: Scalars worth a line in the log, by name.
+        embedding: (B, D), the embedding z of the first view; watched for collapse. None where there is none.
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    embedding: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: optimizer steps done, of how many, in which epoch of how many."""
+
+    step: int
+    total_steps: int
+    epoch: int
+    epochs: int
+
+    @property
+    def fraction(self) -> float:
+        """Part of the run that is done, in [0, 1]."""
+        return self.step / max(1, self.total_steps)
