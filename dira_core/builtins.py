@@ -1,0 +1,128 @@
+"""The components of the engine itself, registered through the same hooks as everybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from dira_core.components import Component, Options
+from dira_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from dira_core.roles import Backbone, Source
+
+DIRA_API = 1
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", "")
+"""What the folder source looks at; a file without a suffix may be DICOM."""
+
+
+class ReadOptions(Options):
+    """How the intensities of a file become numbers in [0, 1]."""
+
+    window: Literal["auto", "full", "percentile"] | tuple[float, float] = Field(
+        "auto",
+        description="what maps to 0 and 1. auto: 8 bit by its full range; DICOM by its VOI LUT or window; "
+        "else percentiles 0.5 and 99.5. full: range of the bit depth. Or two pixel values",
+    )
+
+
+class FolderOptions(ReadOptions):
+    """A folder of images."""
+
+    path: Path = Field(description="folder, searched with its sub-folders")
+
+
+class ManifestOptions(ReadOptions):
+    """A CSV file with one image a line."""
+
+    path: Path = Field(description="CSV file with a header; image paths are relative to its folder")
+    image: str = Field("image", description="column of the image's path")
+    label: str | None = Field(None, description="column used by probes, never in pretraining")
+    split: str | None = Field(None, description="keep only lines whose `split` column says this")
+
+
+class PhantomOptions(Options):
+    """Procedural chest radiographs, a function of the image's position alone."""
+
+    n: int = Field(2048, ge=1, description="images")
+    size: int = Field(96, ge=32, description="side in px")
+
+
+class ResNetOptions(Options):
+    """A residual network, He et al., CVPR 2016, arXiv:1512.03385."""
+
+    zero_init_residual: bool = Field(
+        False, description="start every residual branch at zero (Goyal et al., arXiv:1706.02677)"
+    )
+
+
+def build_folder(options: FolderOptions) -> Source:
+    from dira_core.data.folder import FolderSource
+
+    return FolderSource(options)
+
+
+def build_manifest(options: ManifestOptions) -> Source:
+    from dira_core.data.manifest import ManifestSource
+
+    return ManifestSource(options)
+
+
+def build_phantom(options: PhantomOptions) -> Source:
+    from dira_core.data.phantom import PhantomSource
+
+    return PhantomSource(options)
+
+
+@hookimpl
+def dira_sources() -> Iterable[Component]:
+    """Folder, manifest and phantom."""
+    yield Component(
+        "folder",
+        FolderOptions,
+        build_folder,
+        summary="PNG, JPEG, TIFF and DICOM files of a folder",
+        dims=(2,),
+        accepts=lambda value: Path(value).is_dir(),
+    )
+    yield Component(
+        "manifest",
+        ManifestOptions,
+        build_manifest,
+        summary="images listed in a CSV file",
+        dims=(2,),
+        accepts=lambda value: value.endswith(".csv"),
+    )
+    yield Component(
+        "phantom",
+        PhantomOptions,
+        build_phantom,
+        summary="procedural chest radiographs with known labels, no files needed",
+        dims=(2,),
+    )
+
+
+def _resnet(depth: int) -> Component:
+    def build(options: ResNetOptions, channels: int, dims: int) -> Backbone:
+        from dira_core.nn.resnet import ResNet
+
+        return ResNet(depth, channels, zero_init_residual=options.zero_init_residual)
+
+    return Component(
+        f"resnet{depth}",
+        ResNetOptions,
+        build,
+        summary=f"torchvision's ResNet-{depth} as a pyramid of five maps",
+        paper="arXiv:1512.03385",
+        dims=(2,),
+    )
+
+
+@hookimpl
+def dira_backbones() -> Iterable[Component]:
+    """The ResNets of torchvision."""
+    yield from map(_resnet, (18, 34, 50, 101))
