@@ -15,11 +15,29 @@ if TYPE_CHECKING:
     from dira_core.components import DistortionOptions as DistortionOptions
     from dira_core.components import Options as Options
     from dira_core.components import Preset as Preset
+    from dira_core.draws import Draws as Draws
     from dira_core.errors import DataError as DataError
     from dira_core.errors import DiraError as DiraError
     from dira_core.errors import PluginError as PluginError
     from dira_core.errors import RecipeError as RecipeError
     from dira_core.hookspecs import hookimpl as hookimpl
+    from dira_core.losses import bce_critic as bce_critic
+    from dira_core.losses import bce_generator as bce_generator
+    from dira_core.losses import hinge_critic as hinge_critic
+    from dira_core.losses import hinge_generator as hinge_generator
+    from dira_core.losses import in_float32 as in_float32
+    from dira_core.losses import lsgan_critic as lsgan_critic
+    from dira_core.losses import lsgan_generator as lsgan_generator
+    from dira_core.losses import mean_absolute as mean_absolute
+    from dira_core.losses import mean_squared as mean_squared
+    from dira_core.losses import minimax_generator as minimax_generator
+    from dira_core.losses import negative_cosine as negative_cosine
+    from dira_core.nn.layers import batch_norm as batch_norm
+    from dira_core.nn.layers import conv as conv
+    from dira_core.nn.layers import instance_norm as instance_norm
+    from dira_core.nn.layers import mlp as mlp
+    from dira_core.nn.layers import upsample as upsample
+    from dira_core.recipe import DistortionChoice as DistortionChoice
     from dira_core.roles import Adversary as Adversary
     from dira_core.roles import Backbone as Backbone
     from dira_core.roles import Discriminator as Discriminator
@@ -31,18 +49,37 @@ if TYPE_CHECKING:
     from dira_core.roles import Restorer as Restorer
     from dira_core.roles import Source as Source
     from dira_core.roles import Tracker as Tracker
+    from dira_core.roles import pool as pool
     from dira_core.types import Batch as Batch
     from dira_core.types import Image as Image
     from dira_core.types import Objective as Objective
     from dira_core.types import Progress as Progress
     from dira_core.types import View as View
+    from dira_core.views import build_distortion as build_distortion
+    from dira_core.views import distort as distort
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
+    "draws": ["Draws"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
     "hookspecs": ["hookimpl"],
+    "losses": [
+        "bce_critic",
+        "bce_generator",
+        "hinge_critic",
+        "hinge_generator",
+        "in_float32",
+        "lsgan_critic",
+        "lsgan_generator",
+        "mean_absolute",
+        "mean_squared",
+        "minimax_generator",
+        "negative_cosine",
+    ],
+    "nn.layers": ["batch_norm", "conv", "instance_norm", "mlp", "upsample"],
+    "recipe": ["DistortionChoice"],
     "roles": [
         "Adversary",
         "Backbone",
@@ -55,8 +92,10 @@ _PUBLIC = {
         "Restorer",
         "Source",
         "Tracker",
+        "pool",
     ],
     "types": ["Batch", "Image", "Objective", "Progress", "View"],
+    "views": ["build_distortion", "distort"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

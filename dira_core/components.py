@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 API_LEVEL = 1
 """The contract this engine speaks. A plugin says which it was written for: `DIRA_API = 1`."""
@@ -15,17 +15,37 @@ OLDEST_API_LEVEL = 1
 """Plugins written for an older contract than this are refused, with the way out."""
 
 Kind = Literal[
-    "discriminator", "restorer", "adversary", "distortion", "backbone", "source", "target", "tracker"
+    "discriminator",
+    "restorer",
+    "adversary",
+    "distortion",
+    "backbone",
+    "source",
+    "target",
+    "tracker",
 ]
 
 
 class Options(BaseModel):
     """Options of a component: typed, described, frozen; unknown keys and NaN are errors.
 
-    A field's description is what `dira plugins show` and the JSON schema say about it.
+    A field's description is what `dira plugins show` and the JSON schema say about it. Where a
+    field may be None, "none" says so: TOML has no word for it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_none(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        none = {
+            key: None
+            for key, field in cls.model_fields.items()
+            if values.get(key) == "none" and type(None) in get_args(field.annotation)
+        }
+        return {**values, **none}
 
 
 class DistortionOptions(Options):

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from dira_core.components import Options
-from dira_core.plugins import Chosen, Choice
+from dira_core import toml
+from dira_core.components import Choice, Kind, Options
+from dira_core.layers import Layer, Merged, merge
+from dira_core.plugins import Chosen, installed, json_schema
+from dira_core.problems import KeyPath, explain, listed, origin
 
-DiscriminatorChoice = Annotated[Choice, Chosen("discriminator")]
-RestorerChoice = Annotated[Choice, Chosen("restorer")]
-AdversaryChoice = Annotated[Choice, Chosen("adversary")]
+DiscriminatorChoice = Annotated[Choice | None, Chosen("discriminator", optional=True)]
+RestorerChoice = Annotated[Choice | None, Chosen("restorer", optional=True)]
+AdversaryChoice = Annotated[Choice | None, Chosen("adversary", optional=True)]
 DistortionChoice = Annotated[Choice, Chosen("distortion")]
 BackboneChoice = Annotated[Choice, Chosen("backbone")]
 SourceChoice = Annotated[Choice, Chosen("source")]
@@ -21,10 +29,17 @@ TrackerChoice = Annotated[Choice, Chosen("tracker")]
 class Loader(Options):
     """How images are read."""
 
-    workers: int = Field(0, ge=0, description="processes that decode and crop; 0 reads in the trainer")
-    cache_mb: int = Field(2048, ge=0, description="memory for decoded images, in MiB, over all workers")
+    workers: int = Field(
+        0, ge=0, description="processes that decode and crop; 0 reads in the trainer"
+    )
+    cache_mb: int = Field(
+        2048, ge=0, description="memory for decoded images, in MiB, over all workers"
+    )
     max_unreadable: float = Field(
-        0.05, ge=0, le=1, description="part of the images that may be unreadable before the run stops"
+        0.05,
+        ge=0,
+        le=1,
+        description="part of the images that may be unreadable before the run stops",
     )
 
 
@@ -33,7 +48,9 @@ class Views(Options):
 
     size: int = Field(224, ge=8, description="side of a crop in px (each axis)")
     channels: int = Field(1, ge=1, description="channels of an image; grey images are 1")
-    scale: tuple[float, float] = Field((0.2, 1.0), description="part of the image's area a crop covers")
+    scale: tuple[float, float] = Field(
+        (0.2, 1.0), description="part of the image's area a crop covers"
+    )
     ratio: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")
     geometry: list[DistortionChoice] = Field(
         default=[], description="applied to input and target alike (flip)"
@@ -47,6 +64,20 @@ class Views(Options):
     discriminator_sees: Literal["image", "clean"] = Field(
         "image", description="the distorted view, or the view before `distort` (one more forward)"
     )
+
+    @field_validator("scale", "ratio")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < bounds[0] <= bounds[1]:
+            raise ValueError("bounds must be above 0, the lower one first")
+        return bounds
+
+    @field_validator("scale")
+    @classmethod
+    def _part_of_the_image(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[1] > 1:
+            raise ValueError("a crop cannot cover more than 1 of the image")
+        return bounds
 
 
 class Weights(Options):
@@ -67,7 +98,9 @@ class Optimizer(Options):
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
-    weight_decay: float = Field(1e-4, ge=0, description="on every parameter, as the public code does")
+    weight_decay: float = Field(
+        1e-4, ge=0, description="on every parameter, as the public code does"
+    )
     schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate")
     warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up")
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none never clips")
@@ -84,7 +117,9 @@ class Train(Options):
     )
     channels_last: bool = Field(True, description="memory layout of images and weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the step runs")
-    deterministic: bool = Field(True, description="same recipe, seed and machine give the same bits")
+    deterministic: bool = Field(
+        True, description="same recipe, seed and machine give the same bits"
+    )
 
 
 class Health(Options):
@@ -94,7 +129,8 @@ class Health(Options):
         "warn", description="on collapse, a critic that won, or a restorer that returns the mean"
     )
     nonfinite: Literal["stop", "skip", "rollback"] = Field(
-        "stop", description="on a loss or gradient that is not finite; weights are never touched by it"
+        "stop",
+        description="on a loss or gradient that is not finite; weights are never touched by it",
     )
     max_recoveries: int = Field(10, ge=0, description="skips and rollbacks before the run stops")
     every: int = Field(50, ge=1, description="steps between health and gradient measurements")
@@ -115,17 +151,12 @@ class Log(Options):
     trackers: list[TrackerChoice] = Field(default=[], description="where metrics go besides")
 
 
-class Recipe(Options):
-    """One run: everything that decides its outcome, and nothing else."""
+class Settings(Options):
+    """A run without its components: all the trainer needs to know."""
 
     seed: int = Field(0, ge=0, lt=2**32, description="of every random number of the run")
-    data: SourceChoice = Field(description="where images come from")
     loader: Loader = Field(default_factory=Loader)
     views: Views = Field(default_factory=Views)
-    backbone: BackboneChoice = Field(description="the encoder that is pretrained")
-    discriminator: DiscriminatorChoice | None = Field(None, description="L_dis; none leaves it out")
-    restorer: RestorerChoice | None = Field(None, description="L_res; none leaves it out")
-    adversary: AdversaryChoice | None = Field(None, description="L_adv; none leaves it out")
     weights: Weights = Field(default_factory=Weights)
     optimizer: Optimizer = Field(default_factory=Optimizer, description="of the model")
     critic_optimizer: Optimizer = Field(default_factory=Optimizer, description="of the critic")
@@ -133,3 +164,133 @@ class Recipe(Options):
     health: Health = Field(default_factory=Health)
     checkpoint: Checkpoint = Field(default_factory=Checkpoint)
     log: Log = Field(default_factory=Log)
+
+
+class Recipe(Settings):
+    """One run: everything that decides its outcome, and nothing else."""
+
+    data: SourceChoice = Field(description="where images come from")
+    backbone: BackboneChoice = Field(description="the encoder that is pretrained")
+    discriminator: DiscriminatorChoice = Field(None, description="L_dis; none leaves it out")
+    restorer: RestorerChoice = Field(None, description="L_res; none leaves it out")
+    adversary: AdversaryChoice = Field(None, description="L_adv; none leaves it out")
+
+    @model_validator(mode="after")
+    def _roles_fit(self) -> Self:
+        dis = self.discriminator is not None and self.weights.dis > 0
+        res = self.restorer is not None and self.weights.res > 0
+        broken = []
+        if not (dis or res):
+            rule = "nothing to train: choose a discriminator or a restorer, with a weight above 0"
+            broken.append(_broken("discriminator", rule))
+        if self.adversary is not None and self.restorer is None:
+            rule = "an adversary judges restored images: choose a restorer, or none as adversary"
+            broken.append(_broken("adversary", rule))
+        if broken:
+            raise ValidationError.from_exception_data("Recipe", broken)
+        return self
+
+
+def _broken(key: str, rule: str) -> InitErrorDetails:
+    error = PydanticCustomError("rule", "{rule}", {"rule": rule})
+    return InitErrorDetails(type=error, loc=(key,), input=key)
+
+
+_KINDS: Mapping[str, Kind] = {
+    key: mark.kind
+    for key, field in Recipe.model_fields.items()
+    for mark in field.metadata
+    if isinstance(mark, Chosen)
+}
+"""Top-level keys that hold a choice, and of what kind."""
+
+_LISTS: Mapping[tuple[str, str], Kind] = {
+    ("views", "geometry"): "distortion",
+    ("views", "appearance"): "distortion",
+    ("views", "distort"): "distortion",
+    ("log", "trackers"): "tracker",
+}
+"""Tables and keys that hold a list of choices, and of what kind."""
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A recipe, and the origin of each value that is not a default."""
+
+    recipe: Recipe
+    why: Mapping[KeyPath, str]
+
+    def explained(self) -> Iterator[tuple[str, Any, str]]:
+        """Yield the key path, value and origin of everything in the recipe."""
+        yield from self._explained((), self.recipe.model_dump(mode="json"))
+
+    def _explained(self, path: KeyPath, value: Any) -> Iterator[tuple[str, Any, str]]:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                yield from self._explained((*path, key), inner)
+        else:
+            yield ".".join(path), value, origin(path, self.why) or "default"
+
+
+def resolve(layers: Sequence[Layer]) -> Resolved:
+    """Merge layers over the defaults of the components they choose, and validate the whole.
+
+    Args:
+        layers: Lowest first, as `gather` returns them.
+
+    Raises:
+        RecipeError: One error that lists every problem, each on its own line.
+        PluginError: All that is wrong is that chosen components belong to broken plugins.
+    """
+    merged = _over_component_defaults(layers)
+    if merged.problems:
+        raise listed(merged.problems)
+    try:
+        return Resolved(Recipe.model_validate(merged.values), merged.why)
+    except ValidationError as error:
+        raise explain(error, Recipe, merged.values, merged.why) from error
+
+
+def _over_component_defaults(layers: Sequence[Layer]) -> Merged:
+    """Merge what the components finally chosen bring along, and the layers over it."""
+    brought: dict[tuple[Kind, str], Layer] = {}
+    while True:
+        # where two bring the same key, the discriminator's paper decides
+        below = sorted(brought.items(), key=lambda item: item[0][0] == "discriminator")
+        merged = merge([*(layer for _, layer in below), *layers], _KINDS)
+        new = [chosen for chosen in _chosen(merged.values) if chosen not in brought]
+        if not new:
+            return merged
+        for kind, name in new:
+            defaults = installed().find(kind, name).defaults
+            brought[kind, name] = Layer(f"defaults of {kind} {name!r}", defaults)
+
+
+def _chosen(values: Mapping[str, Any]) -> Iterator[tuple[Kind, str]]:
+    """Yield the installed components that merged values choose, not those within their options."""
+    choices = [(kind, values.get(key)) for key, kind in _KINDS.items()]
+    for (table, key), kind in _LISTS.items():
+        entries = values[table].get(key) if isinstance(values.get(table), Mapping) else None
+        choices += [(kind, entry) for entry in entries] if isinstance(entries, list) else []
+    for kind, choice in choices:
+        name = choice.get("name") if isinstance(choice, Mapping) else choice
+        if isinstance(name, str) and name in installed().names(kind):
+            yield kind, name
+
+
+def to_toml(recipe: Settings) -> str:
+    """Write a recipe so that `dira run --recipe` repeats it: every value is there, defaults too."""
+    return toml.write(recipe.model_dump(mode="json"))
+
+
+def digest(recipe: Recipe) -> str:
+    """Return the SHA-256 of a recipe's values, in hexadecimal."""
+    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def recipe_schema() -> dict[str, Any]:
+    """Return the JSON schema of a recipe file; every key may be left to the layers below."""
+    schema = json_schema(Recipe)
+    del schema["required"]
+    return schema

@@ -134,7 +134,7 @@ class Restorer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> Tensor:
-        """Return the restored crop, (B, C, *S) in [0, 1]."""
+        """Return the restored crop, (B, C, *S) in [0, 1]; surplus at the far ends of S is cut off."""
 
     @abstractmethod
     def distance(self, restored: Tensor, view: View) -> Tensor:

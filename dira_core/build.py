@@ -1,0 +1,143 @@
+"""From a recipe to live parts: source, trio, players."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dira_core.components import Choice, Kind
+from dira_core.errors import DiraError, PluginError, RecipeError
+from dira_core.optim import build_optimizer
+from dira_core.plugins import installed
+from dira_core.precision import Precision
+from dira_core.recipe import Recipe, Settings
+from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker
+from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio
+
+
+def make(kind: Kind, choice: Choice, *parts: Any) -> Any:
+    """Build a chosen component.
+
+    Raises:
+        PluginError: Its plugin raised; the message names the component and the cause.
+    """
+    component = installed().find(kind, choice.name)
+    try:
+        return component.build(choice.options, *parts)
+    except DiraError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{kind} {choice.name!r} cannot be built ({type(error).__name__}: {error}): "
+            f"see `dira plugins show {choice.name}`, or report it to its plugin's authors"
+        ) from error
+
+
+def axes(recipe: Recipe) -> int:
+    """Return the number of spatial axes of the recipe's data, checked against its components.
+
+    Raises:
+        RecipeError: A component does not work on that many axes.
+    """
+    dims = installed().find("source", recipe.data.name).dims[0]
+    chosen: list[tuple[Kind, Choice | None]] = [
+        ("backbone", recipe.backbone),
+        ("discriminator", recipe.discriminator),
+        ("restorer", recipe.restorer),
+        ("adversary", recipe.adversary),
+    ]
+    lists = (recipe.views.geometry, recipe.views.appearance, recipe.views.distort)
+    chosen += [("distortion", choice) for choices in lists for choice in choices]
+    for kind, choice in chosen:
+        if choice is not None and dims not in installed().find(kind, choice.name).dims:
+            raise RecipeError(
+                f"{kind} {choice.name!r} does not work on {dims}-D images such as those of "
+                f"{recipe.data.name!r}: choose another (`dira plugins` shows the axes of each)"
+            )
+    return dims
+
+
+@contextmanager
+def seeded(seed: int, name: str) -> Iterator[None]:
+    """Draw initial weights from (seed, name) alone, so that adding a role changes no other's."""
+    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=7).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
+        yield
+
+
+def build_source(recipe: Recipe) -> Source:
+    """Build the source of images."""
+    source: Source = make("source", recipe.data)
+    return source
+
+
+def build_trio(recipe: Recipe) -> Trio:
+    """Build backbone and roles on the CPU; initial weights depend on the recipe's seed."""
+    dims, channels, seed = axes(recipe), recipe.views.channels, recipe.seed
+    with seeded(seed, "backbone"):
+        backbone: Backbone = make("backbone", recipe.backbone, channels, dims)
+    trio = Trio(backbone)
+    if recipe.discriminator is not None:
+        with seeded(seed, "discriminator"):
+            discriminator: Discriminator = make("discriminator", recipe.discriminator, backbone)
+        trio.discriminator = discriminator
+    if recipe.restorer is not None:
+        with seeded(seed, "restorer"):
+            restorer: Restorer = make("restorer", recipe.restorer, backbone)
+        trio.restorer = restorer
+    if recipe.adversary is not None:
+        with seeded(seed, "adversary"):
+            adversary: Adversary = make("adversary", recipe.adversary, channels, dims)
+        trio.adversary = adversary
+    return trio
+
+
+def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[Player]:
+    """Move a trio to its device and memory layout, and make players of it.
+
+    Raises:
+        RecipeError: The trio has nothing to train.
+    """
+    trio.check()
+    model = Model(trio, settings.views.discriminator_sees)
+    batch = settings.train.batch_size * settings.train.accumulate
+    modules: list[nn.Module] = [model, *([trio.adversary] if trio.adversary else [])]
+    for module in modules:
+        place(module, precision.device, channels_last=settings.train.channels_last)
+        module.train()
+    optimizer = build_optimizer(model.param_groups(), settings.optimizer, batch)
+    adversary = trio.adversary
+    if adversary is None:
+        return [ModelPlayer(model, optimizer, settings.weights, precision)]
+    groups = [{"params": [p for p in adversary.parameters() if p.requires_grad]}]
+    critic_optimizer = build_optimizer(groups, settings.critic_optimizer, batch)
+    return [
+        ModelPlayer(model, optimizer, settings.weights, precision, adversary, adversary),
+        CriticPlayer(adversary, critic_optimizer, adversary),
+    ]
+
+
+def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
+    """Move a module to a device, its convolution weights in channels-last order if asked."""
+    module.to(device)
+    if channels_last:
+        for parameter in module.parameters():
+            if parameter.dim() in (4, 5):
+                parameter.data = parameter.data.contiguous(memory_format=layout(parameter.dim()))
+
+
+def layout(dim: int) -> torch.memory_format:
+    """Return the channels-last format of a tensor of `dim` axes (4 or 5)."""
+    return torch.channels_last if dim == 4 else torch.channels_last_3d
+
+
+def build_trackers(settings: Settings, folder: Path) -> list[Tracker]:
+    """Build the trackers of a run."""
+    return [make("tracker", choice, folder) for choice in settings.log.trackers]

@@ -1,0 +1,84 @@
+"""A run on a terminal: a progress bar with the losses, or plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from dira_core.types import Progress as RunProgress
+
+SECONDS_BETWEEN_LINES = 5.0
+"""Where there is no terminal, a line is printed at most this often."""
+
+
+def described(metrics: Mapping[str, float]) -> str:
+    """Return the losses in one short text: "dis -0.61 res 0.0182"."""
+    losses = {k.removeprefix("losses/"): v for k, v in metrics.items() if k.startswith("losses/")}
+    return "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
+
+
+class Terminal:
+    """Show a run's progress, losses and messages; a context manager."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}", markup=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=None, losses="")
+        self._printed = 0.0
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def stepped(
+        self, progress: RunProgress, metrics: Mapping[str, float], speed: Mapping[str, float]
+    ) -> None:
+        """Move the bar; print a line now and then where there is none."""
+        epoch = f"epoch {min(progress.epoch + 1, progress.epochs)}/{progress.epochs}"
+        losses = f"{speed['images_per_s']:.0f} images/s  {described(metrics)}"
+        self._bar.update(
+            self._task,
+            completed=progress.step,
+            total=progress.total_steps,
+            description=epoch,
+            losses=losses,
+        )
+        last = progress.step == progress.total_steps
+        now = time.monotonic()
+        if self._bar.disable and (last or now - self._printed >= SECONDS_BETWEEN_LINES):
+            self._printed = now
+            self._console.print(f"{epoch}  step {progress.step}/{progress.total_steps}  {losses}")
+
+    def said(self, message: str) -> None:
+        """Print one line above the bar."""
+        self._console.print(message)

@@ -1,0 +1,146 @@
+"""`dira run`: pretrain, rehearse a run, or continue one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dira_core.cli.config import recipe_flags
+from dira_core.errors import RecipeError
+from dira_core.layers import Layer, default_preset, file_layer
+from dira_core.recipe import Recipe, resolve
+from dira_core.runfolder import RECIPE, new_run_folder
+from dira_core.signals import EXIT_PREEMPTED
+
+if TYPE_CHECKING:
+    from dira_core.api import Result
+    from dira_core.rehearsal import Rehearsal
+
+CHANGEABLE = ("loader.", "log.", "checkpoint.", "health.")
+"""What `--resume` may change: it decides nothing about the weights."""
+
+
+@recipe_flags
+def run(
+    asked: list[Layer],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder in which run folders are made.")
+    ] = Path("runs"),
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run folder; by default its parts.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", help="Run folder to continue, bit for bit.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Take two steps, show the views, predict memory and time."),
+    ] = False,
+) -> None:
+    """Pretrain what the recipe says, and say what was learned.
+
+    Without --data, images are made up and the run takes about a minute. Ctrl-C saves and leaves;
+    twice leaves at once. Exit codes: 0 done, 2 usage, 3 data, 4 plugin, 5 diverged, 6 no memory or
+    disk, 75 stopped by a signal and saved.
+    """
+    recipe = resolve(asked).recipe if resume is None else resumed(resume, asked)
+    from dira_core.cli.live import Terminal
+
+    if dry_run:
+        from dira_core.rehearsal import rehearse
+
+        show_rehearsal(rehearse(recipe, new_run_folder(out, name, f"dry-{title(recipe)}")))
+        return
+    from dira_core.api import run as train
+
+    folder = resume or new_run_folder(out, name, title(recipe))
+    with Terminal() as terminal:
+        terminal.said(f"{title(recipe)} in {folder}")
+        result = train(recipe, folder, resume=resume is not None, display=terminal)
+    if result.status != "done":
+        typer.echo(f"saved; continue with: dira run --resume {folder}", err=True)
+        raise typer.Exit(EXIT_PREEMPTED)
+    show(result)
+
+
+def resumed(folder: Path, asked: list[Layer]) -> Recipe:
+    """Return the recipe of a run, with changes that decide nothing about its weights.
+
+    Raises:
+        RecipeError: There is no run, or something else is to be changed.
+    """
+    if not (folder / RECIPE).is_file():
+        raise RecipeError(f"--resume {folder}: no run there, it has no {RECIPE}")
+    stored = file_layer(folder / RECIPE)
+    changes = [layer for layer in asked if layer not in default_preset(asked)]
+    before, after = resolve([stored]).recipe, resolve([stored, *changes]).recipe
+    changed = [key for key in differing(before.model_dump(), after.model_dump()) if not allowed(key)]
+    if changed:
+        raise RecipeError(
+            f"--resume continues the same run, {', '.join(changed)} cannot change: "
+            f"start a new one with --recipe {folder / RECIPE} and your changes"
+        )
+    return after
+
+
+def allowed(key: str) -> bool:
+    """Say whether a resumed run may change a key."""
+    return key.startswith(CHANGEABLE)
+
+
+def differing(a: Mapping[str, Any], b: Mapping[str, Any], above: str = "") -> list[str]:
+    """Return the key paths at which two nested mappings differ."""
+    found = []
+    for key in a.keys() | b.keys():
+        x, y = a.get(key), b.get(key)
+        if isinstance(x, Mapping) and isinstance(y, Mapping):
+            found += differing(x, y, f"{above}{key}.")
+        elif x != y:
+            found.append(f"{above}{key}")
+    return sorted(found)
+
+
+def title(recipe: Recipe) -> str:
+    """Return what a run is called: its roles and its data."""
+    roles = (recipe.discriminator, recipe.restorer, recipe.adversary)
+    path = getattr(recipe.data.options, "path", None)
+    data = Path(path).stem if path else recipe.data.name
+    return "-".join([*(role.name for role in roles if role), recipe.backbone.name, data])
+
+
+def show(result: Result) -> None:
+    """Print what was learned, before and after."""
+    before, after = result.summary["before"], result.summary["after"]
+    rows = [
+        ("kNN accuracy of frozen features", "knn", "{:.1%}"),
+        ("restoration error", "restoration/error", "{:.5f}"),
+        ("  error of the distorted input", "restoration/input_error", "{:.5f}"),
+        ("embedding std (1 healthy, 0 collapsed)", "embedding/std", "{:.2f}"),
+        ("effective rank of embeddings", "embedding/rank", "{:.1f}"),
+    ]
+    typer.echo(f"{'':40}{'before':>10}{'after':>10}")
+    for text, key, form in rows:
+        if after.get(key) is not None:
+            typer.echo(f"{text:40}{form.format(before[key]):>10}{form.format(after[key]):>10}")
+    typer.echo(f"{result.summary['steps']} steps, {result.summary['images_per_s']:.0f} images/s")
+    if result.summary["unreadable"]:
+        typer.echo(f"{result.summary['unreadable']} images could not be read, see unreadable.txt")
+    typer.echo(f"weights   {result.folder}/weights/backbone.safetensors")
+    typer.echo(f"pictures  {result.folder}/images/restored.png")
+
+
+def show_rehearsal(found: Rehearsal) -> None:
+    """Print what a run would need."""
+    for key, value in found.losses.items():
+        typer.echo(f"{key:24}{value:.5g}")
+    hours, minutes = divmod(round(found.seconds / 60), 60)
+    typer.echo(f"time      {hours} h {minutes} min for {found.steps} steps, {found.images_per_s:.0f} images/s")
+    typer.echo(f"memory    {found.peak_mib:.0f} MiB at the peak of a step")
+    typer.echo(f"disk      {found.disk_mib:.0f} MiB for checkpoints and weights")
+    typer.echo(f"data      {found.images} images, {len(found.unreadable)} of {found.looked_at} unreadable")
+    for name, reason in found.unreadable.items():
+        typer.echo(f"  {name}: {reason}")
+    typer.echo(f"pictures  {found.sheet}  (crop, appearance, distorted, restored, error)")

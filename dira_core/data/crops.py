@@ -1,0 +1,111 @@
+"""Where random crops lie, and how they become images of the views' size: pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from dira_core.draws import Draws
+
+TRIES = 10
+"""Attempts at a crop that fits into its image, as torchvision's RandomResizedCrop makes."""
+
+
+def crop_boxes(
+    shapes: Tensor, draws: Draws, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Tensor:
+    """Draw one crop of every image, by the law of torchvision's RandomResizedCrop.
+
+    The part of the image is uniform, the ratio of the last two axes log-uniform; the first of ten
+    tries that fits is taken, else the largest central piece within the ratios. A third axis takes
+    its share of the part: every side shrinks by part**(1/D).
+
+    Args:
+        shapes: Sizes of the source images, (B, D) int64.
+        draws: Of the B images.
+        scale: Smallest and largest part of the image's area (volume) that a crop covers.
+        ratio: Smallest and largest width over height.
+
+    Returns:
+        First and last edge along each axis in px, (B, D, 2) int64.
+    """
+    whole, (low, high) = shapes.double(), ratio
+    part = draws.uniform("scale", *scale, shape=(TRIES, 1)).double()
+    stretch = draws.uniform("ratio", math.log(low), math.log(high), shape=(TRIES, 1)).double().exp()
+    side = whole[:, -2:].prod(1, keepdim=True).sqrt()
+    square = torch.cat([whole[:, :-2], side, side], dim=1)
+    sides = square[:, None] * part ** (1 / shapes.shape[1])
+    sides[..., -2:] *= torch.cat([stretch**-0.5, stretch**0.5], dim=-1)
+    sides = sides.round()
+    fits = ((sides > 0) & (sides <= whole[:, None])).all(-1)
+    first = sides[torch.arange(len(sides)), fits.int().argmax(1)]
+    found = fits.any(1, keepdim=True)
+    size = torch.where(found, first, _within(whole, low, high)).long()
+    anywhere = draws.integers("place", 0, shapes - size + 1, shape=shapes.shape[1:])
+    start = torch.where(found, anywhere, (shapes - size) // 2)
+    return torch.stack([start, start + size], dim=-1)
+
+
+def _within(whole: Tensor, low: float, high: float) -> Tensor:
+    """Return the largest size (B, D) whose width over height lies within low and high."""
+    height, width = whole[:, -2], whole[:, -1]
+    ratio = (width / height).clamp(low, high)
+    fitted = torch.stack([width / ratio, height * ratio], dim=1).round().clamp(min=1)
+    return torch.cat([whole[:, :-2], fitted.minimum(whole[:, -2:])], dim=1)
+
+
+def centre_box(shape: Sequence[int]) -> Tensor:
+    """Return the box (D, 2) of the central square of an image; a third axis is taken whole."""
+    side = min(shape[-2:])
+    sizes = [*shape[:-2], side, side]
+    starts = [(full - size) // 2 for full, size in zip(shape, sizes, strict=True)]
+    return torch.tensor([[start, start + size] for start, size in zip(starts, sizes, strict=True)])
+
+
+def crop_resize(pixels: np.ndarray, box: Tensor, size: int) -> Tensor:
+    """Cut a box out of an image and resize it, as torchvision's `resized_crop` does.
+
+    Args:
+        pixels: (C, *S), integers or floats; never written to.
+        box: First and last edge along each axis of S in px, (D, 2) int64.
+        size: Length of every side of the result.
+
+    Returns:
+        (C, size, ...) float32 in the units of `pixels`; (bi-, tri-)linear, 2-D ones antialiased.
+    """
+    inside = tuple(slice(first, last) for first, last in box.tolist())
+    piece = torch.from_numpy(pixels[(slice(None), *inside)].astype(np.float32))[None]
+    flat = len(inside) == 2
+    mode = "bilinear" if flat else "trilinear"
+    return F.interpolate(piece, (size,) * len(inside), mode=mode, antialias=flat)[0]
+
+
+def normalise(pixels: Tensor, window: tuple[float, float]) -> Tensor:
+    """Map a window to [0, 1] and clip: (x - low) / (high - low); a window without width gives 0."""
+    low, high = window
+    if low == high:
+        return torch.zeros_like(pixels)
+    return ((pixels - low) / (high - low)).clamp_(0, 1)
+
+
+def reduce_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Turn colour (3, *S) into luminance (1, *S) where one channel is asked for (ITU-R BT.601).
+
+    Bytes stay bytes, rounded like Pillow's `convert("L")`; others become float32.
+    """
+    if len(pixels) != 3 or channels != 1:
+        return pixels
+    if pixels.dtype == np.uint8:
+        red, green, blue = pixels.astype(np.uint32)
+        grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+        return grey[None].astype(np.uint8)
+    red, green, blue = pixels.astype(np.float32)
+    luminance: np.ndarray = 0.299 * red + 0.587 * green + 0.114 * blue
+    return luminance[None]

@@ -1,0 +1,149 @@
+"""Files as a source, and the images of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import ABC
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dira_core.builtins import IMAGE_SUFFIXES, FolderOptions
+from dira_core.data import Window
+from dira_core.data.readers import HEAD, read, sniff
+from dira_core.errors import DataError
+from dira_core.roles import Source
+from dira_core.types import Image
+
+SKIPPED_NAMES = ("__MACOSX", "DICOMDIR")
+"""What archives and CD exports add: shadows of files, and an index without pixels."""
+
+
+class FileSource(Source, ABC):
+    """Image files by position.
+
+    Args:
+        root: Folder that the paths start from.
+        paths: Of the images, relative to `root` or absolute.
+        window: How pixel values become [0, 1].
+        ignored: What else was there and why it is left out, counted.
+    """
+
+    def __init__(
+        self, root: Path, paths: Sequence[str], window: Window, ignored: Counter[str]
+    ) -> None:
+        self.root = root
+        self.paths = paths
+        self.window = window
+        self.ignored = ignored
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> Path:
+        """Return where an image lies."""
+        return self.root / self.paths[index]
+
+    def read(self, index: int) -> Image:
+        """Read one image; raises as `dira_core.data.readers.read` does."""
+        return read(self.path(index), self.window)
+
+    def name(self, index: int) -> str:
+        """Return the path from the root; characters that a terminal would obey are escaped."""
+        return printable(self.paths[index])
+
+    def fingerprint(self) -> str:
+        """Return a digest of the paths and sizes of the files, in order; nothing is opened."""
+        digest = hashlib.blake2b(digest_size=16)
+        for path in self.paths:
+            digest.update(os.fsencode(path) + b"\0%d\0" % _size(self.root / path))
+        return digest.hexdigest()
+
+
+class FolderSource(FileSource):
+    """Every image file of a folder and its sub-folders, sorted by path.
+
+    Linked files and folders are followed, each folder once. A file without a suffix (or with
+    digits for one, as in UIDs) is an image if its first bytes say so.
+
+    Raises:
+        DataError: The folder is missing, or holds no image.
+    """
+
+    def __init__(self, options: FolderOptions) -> None:
+        root, ignored = options.path, Counter[str]()
+        if not root.is_dir():
+            raise DataError(f"no folder {printable(str(root))!r}: give an existing one")
+        above = len(os.path.join(root, ""))
+        paths = sorted(path[above:] for path in _walk(root, ignored, set()))
+        if not paths:
+            known = " ".join(suffix for suffix in IMAGE_SUFFIXES if suffix)
+            seen = ", ".join(f"{n} {why}" for why, n in ignored.most_common(5)) or "nothing at all"
+            raise DataError(
+                f"no image in {printable(str(root))!r}: looked for {known} and DICOM without a "
+                f"suffix, found {seen}"
+            )
+        super().__init__(root, paths, options.window, ignored)
+
+
+def printable(name: str) -> str:
+    """Escape characters a terminal obeys, and bytes of a file name that are no text."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def _walk(
+    folder: str | Path, ignored: Counter[str], visited: set[tuple[int, int]]
+) -> Iterator[str]:
+    """Yield image files below a folder, counting the rest; a folder met before is passed over."""
+    status = os.stat(folder)
+    if (status.st_dev, status.st_ino) in visited:
+        ignored["folder linked twice"] += 1
+        return
+    visited.add((status.st_dev, status.st_ino))
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except PermissionError:
+        ignored["folder without permission"] += 1
+        return
+    for entry in entries:
+        try:
+            reason = _reason_to_skip(entry)
+        except OSError:  # a link to itself
+            reason = "broken link"
+        if reason:
+            ignored[reason] += 1
+        elif entry.is_dir():
+            yield from _walk(entry.path, ignored, visited)
+        else:
+            yield entry.path
+
+
+def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:
+    if entry.name.startswith("."):
+        return "hidden"
+    if entry.name in SKIPPED_NAMES:
+        return entry.name
+    if entry.is_dir():
+        return None
+    if not entry.is_file():
+        return "broken link" if entry.is_symlink() else "not a regular file"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix and not suffix[1:].isdigit():
+        return None if suffix in IMAGE_SUFFIXES else printable(suffix)
+    return None if _looks_like_image(entry.path) else "no suffix, no image"
+
+
+def _looks_like_image(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return sniff(file.read(HEAD)) is not None
+    except OSError:
+        return True  # reading it will say what is wrong
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1

@@ -1,0 +1,301 @@
+"""Read, crop and batch the images of a source, in the trainer's process or in workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dira_core.data.crops import centre_box, crop_boxes, crop_resize, normalise, reduce_channels
+from dira_core.data.workers import Workers
+from dira_core.draws import Draws, shuffled
+from dira_core.errors import DataError, DiraError, PluginError
+
+if TYPE_CHECKING:
+    from dira_core.recipe import Settings
+    from dira_core.roles import Source
+    from dira_core.types import Image
+
+
+@dataclass(frozen=True)
+class Crops:
+    """The random crops of B images.
+
+    Attributes:
+        pixels: One tensor per view, (B, C, *S) float32 in [0, 1].
+        box: First and last edge of each crop in its source image, (B, V, D, 2) float32, in px.
+        index: Position of each image in its source, (B,) int64.
+        label: Visual word of each image, (B,) int64, or None.
+        unreadable: Images of this batch that could not be read, and why. The next readable image of
+            the source stands in for each, in `index` too.
+    """
+
+    pixels: tuple[Tensor, ...]
+    box: Tensor
+    index: Tensor
+    label: Tensor | None = None
+    unreadable: tuple[tuple[int, str], ...] = ()
+
+    def pin_memory(self) -> Crops:
+        """Return these crops in page-locked memory; DataLoader calls it."""
+        return replace(self, pixels=tuple(view.pin_memory() for view in self.pixels))
+
+
+class Request(NamedTuple):
+    """What one batch is made of: a batch depends on nothing else."""
+
+    indices: Sequence[int]
+    epoch: int
+    salt: int = 0
+
+
+class Images:
+    """Decoded images of a source, some of them kept; unreadable ones are stepped over.
+
+    Args:
+        source: Reads one image.
+        channels: Channels wanted: 1 makes grey of colour, more repeat a single channel.
+        cache_bytes: Memory for decoded images. Epochs visit images in random order, so the first
+            ones are kept for good: throwing out others for them would gain nothing.
+        max_unreadable: Part of the source that may be unreadable.
+    """
+
+    def __init__(
+        self, source: Source, channels: int, cache_bytes: int = 0, max_unreadable: float = 1.0
+    ) -> None:
+        self._source = source
+        self._channels = channels
+        self._free = cache_bytes
+        self._allowed = max_unreadable
+        self._kept: dict[int, Image] = {}
+        self._bad: dict[int, str] = {}
+
+    def why_not(self, index: int) -> str | None:
+        """Return why an image that was asked for cannot be read, or None."""
+        return self._bad.get(index)
+
+    def readable(self, index: int) -> tuple[int, Image]:
+        """Return the first readable image from `index` on, after the last the first, and its index.
+
+        Raises:
+            DataError: More images in a row are unreadable than may be in the whole source.
+            PluginError: The source raised something else.
+        """
+        n = len(self._source)
+        for tried in range(n):
+            at = (index + tried) % n
+            try:
+                return at, self._image(at)
+            except DataError as error:
+                self._bad[at] = str(error)
+                if tried + 1 > self._allowed * n:
+                    raise DataError(
+                        f"at least {tried + 1} of {n} images are unreadable, more than "
+                        f"loader.max_unreadable = {self._allowed:g} (last: "
+                        f"{self._source.name(at)}: {error}): repair or remove them, or allow more "
+                        "with --set loader.max_unreadable"
+                    ) from error
+        raise DataError(
+            f"none of {n} images can be read (first: {self._source.name(0)}: {self._bad[0]}): "
+            "see `dira data inspect`"
+        )
+
+    def _image(self, index: int) -> Image:
+        if index in self._bad:
+            raise DataError(self._bad[index])
+        if index in self._kept:
+            return self._kept[index]
+        image = self._read(index)
+        pixels = reduce_channels(image.pixels, self._channels)
+        if len(pixels) not in (1, self._channels):
+            raise DataError(
+                f"it has {len(pixels)} channels, the recipe asks for {self._channels}: "
+                "choose others with --set views.channels"
+            )
+        image = replace(image, pixels=pixels)
+        if pixels.nbytes <= self._free:
+            self._free -= pixels.nbytes
+            self._kept[index] = image
+        return image
+
+    def _read(self, index: int) -> Image:
+        try:
+            return self._source.read(index)
+        except DiraError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"the source {type(self._source).__name__} raised {type(error).__name__}: {error} "
+                f"on image {index}, where only DataError is expected: report it to its authors"
+            ) from error
+
+
+class CropDataset(Dataset[Crops]):
+    """Make whole batches of crops, so that their random numbers are drawn at once.
+
+    Args:
+        source: Where images come from.
+        settings: Of the run; say how they are cropped.
+        n_views: Crops of an image.
+    """
+
+    def __init__(self, source: Source, settings: Settings, n_views: int) -> None:
+        views, loader = settings.views, settings.loader
+        cache_bytes = loader.cache_mb * 2**20 // max(1, loader.workers)
+        self._images = Images(source, views.channels, cache_bytes, loader.max_unreadable)
+        self._words = None if source.words is None else torch.as_tensor(source.words).long()
+        self._seed = settings.seed
+        self._views = views
+        self._n_views = n_views
+
+    def crops(self, request: Request) -> Crops:
+        """Read and crop the images of a batch.
+
+        Raises:
+            DataError: Too many images are unreadable, or their numbers of axes differ.
+        """
+        read = [self._images.readable(index) for index in request.indices]
+        index = torch.tensor([at for at, _ in read])
+        images = [image for _, image in read]
+        reasons = ((i, self._images.why_not(i)) for i in request.indices)
+        boxes = self._boxes(index, [image.pixels.shape[1:] for image in images], request)
+        return Crops(
+            pixels=tuple(self._cut(images, boxes[:, view]) for view in range(self._n_views)),
+            box=boxes.float(),
+            index=index,
+            label=None if self._words is None else self._words[index],
+            unreadable=tuple((i, reason) for i, reason in reasons if reason is not None),
+        )
+
+    def __getitems__(self, request: Request) -> Crops | DiraError:
+        """Return a batch, or the error: raised in a worker, one line would become a traceback."""
+        try:
+            return self.crops(request)
+        except DiraError as error:
+            return error
+
+    def _boxes(self, index: Tensor, sizes: list[tuple[int, ...]], request: Request) -> Tensor:
+        """Return where every view of every image lies, (B, V, D, 2) int64."""
+        axes = {len(size) for size in sizes}
+        if len(axes) > 1:
+            raise DataError(
+                f"images of one source have equally many axes, got {sorted(axes)}: train on 2-D "
+                "images and on volumes in runs of their own"
+            )
+        shapes = torch.tensor(sizes)
+        seed = salted(self._seed, request.salt)
+        draws = Draws(index, seed=seed, epoch=request.epoch, path="crop")
+        boxes = [
+            crop_boxes(shapes, replace(draws, view=view), self._views.scale, self._views.ratio)
+            for view in range(self._n_views)
+        ]
+        return torch.stack(boxes, dim=1)
+
+    def _cut(self, images: Sequence[Image], boxes: Tensor) -> Tensor:
+        return cut(images, boxes, self._views.size, self._views.channels)
+
+
+class Loader:
+    """Yield the batches of any epoch, from any image on; the last, incomplete batch is dropped.
+
+    A batch is a function of the recipe and of its place in the epoch: the number of workers, what
+    was read before and a resumed run change nothing.
+
+    Args:
+        source: Where images come from.
+        settings: Of the run; say how they are cropped and by how many workers.
+        n_views: Crops of an image.
+        timeout: Seconds to wait for a batch of the workers before the storage is said to hang.
+
+    Attributes:
+        batch_size: Images of a batch.
+        batches_per_epoch: Complete batches of an epoch.
+        unreadable: Images met so far that cannot be read, and why.
+
+    Raises:
+        DataError: The source has fewer images than one step needs.
+    """
+
+    def __init__(
+        self, source: Source, settings: Settings, n_views: int, *, timeout: float = 300.0
+    ) -> None:
+        self.batch_size = settings.train.batch_size
+        self.batches_per_epoch = len(source) // self.batch_size
+        needed = self.batch_size * settings.train.accumulate
+        if len(source) < needed:
+            raise DataError(
+                f"a step needs {needed} images, the source has {len(source)}: choose a smaller --batch-size or more data"
+            )
+        self.unreadable: dict[int, str] = {}
+        self._n = len(source)
+        self._seed = settings.seed
+        self._dataset = CropDataset(source, settings, n_views)
+        self._workers: Workers | None = None
+        if settings.loader.workers:
+            pinned = settings.train.device != "cpu" and torch.cuda.is_available()
+            self._workers = Workers(
+                self._dataset, settings.loader.workers, timeout=timeout, pinned=pinned
+            )
+
+    def order(self, epoch: int, salt: int = 0) -> Tensor:
+        """Return the order of the images in an epoch, (N,) int64; `salt` gives another one."""
+        return shuffled(self._n, seed=salted(self._seed, salt), epoch=epoch)
+
+    def crops(self, indices: Sequence[int], epoch: int, salt: int = 0) -> Crops:
+        """Return the crops of some images in an epoch, made in this process."""
+        return self._dataset.crops(Request(indices, epoch, salt))
+
+    def batches(self, epoch: int, start: int = 0, salt: int = 0) -> Iterator[Crops]:
+        """Yield the batches of an epoch.
+
+        Args:
+            epoch: Number of the epoch.
+            start: Images of this epoch that were used already.
+            salt: Gives another order and other crops, after a run went back.
+
+        Raises:
+            DataError: Too many images are unreadable, or a worker died or hangs.
+        """
+        order = self.order(epoch, salt).tolist()
+        firsts = range(start, self._n - self.batch_size + 1, self.batch_size)
+        requests = [Request(order[i : i + self.batch_size], epoch, salt) for i in firsts]
+        made = (
+            self._workers.answers(requests) if self._workers else map(self._dataset.crops, requests)
+        )
+        for crops in made:
+            self.unreadable.update(crops.unreadable)
+            yield crops
+
+    def close(self) -> None:
+        """End the workers, if there are any."""
+        if self._workers is not None:
+            self._workers.close()
+
+
+def salted(seed: int, salt: int) -> int:
+    """Return a seed of its own for every salt; salt 0 keeps the recipe's."""
+    return seed + (salt << 32)
+
+
+def cut(images: Sequence[Image], boxes: Tensor, size: int, channels: int) -> Tensor:
+    """Crop images to boxes (B, D, 2): (B, channels, *S) in [0, 1]; one channel is repeated."""
+    pixels = torch.empty(len(images), channels, *[size] * boxes.shape[1])
+    for row, (image, box) in enumerate(zip(images, boxes, strict=True)):
+        pixels[row] = normalise(crop_resize(image.pixels, box, size), image.window)
+    return pixels
+
+
+def whole_images(source: Source, indices: Sequence[int], size: int, channels: int) -> Tensor:
+    """Return central squares of images without any augmentation, for probes and contact sheets.
+
+    Returns:
+        (B, channels, size, ...) float32 in [0, 1]; the next readable image for an unreadable one.
+    """
+    reader = Images(source, channels)
+    images = [reader.readable(int(index))[1] for index in indices]
+    boxes = torch.stack([centre_box(image.pixels.shape[1:]) for image in images])
+    return cut(images, boxes, size, channels)

@@ -1,0 +1,291 @@
+"""Read an image file, whatever it is called: PNG, JPEG, TIFF through Pillow; DICOM.
+
+A file is known by its first bytes. Nothing is printed, and a message says the reason alone:
+decoders quote headers, and headers name patients.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image as Pillow
+from PIL import ImageOps
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from dira_core.data import Decoded, Window, check_size
+from dira_core.errors import DataError, RecipeError
+from dira_core.types import Image
+
+MIN_SIDE = 8
+"""Fewest pixels a side; anything smaller is an icon or a damaged header."""
+
+PERCENTILES = (0.5, 99.5)
+SAMPLE = 2**18
+"""Pixels a percentile is taken of, evenly spaced; all of them where there are fewer."""
+
+PHOTOMETRIC = 262
+"""TIFF tag; 0 is MinIsWhite, which Pillow inverts for 1 and 8 bits only."""
+
+FORMATS = {
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+FOREIGN = {
+    b"GIF8": "a GIF image",
+    b"RIFF": "a RIFF file (WebP)",
+    b"BM": "a BMP image",
+    b"\0\0\0\x0cjP  ": "a bare JPEG 2000 image",
+    b"PK\x03\x04": "a ZIP archive",
+    b"\x1f\x8b": "a gzip file (NIfTI?)",
+    b"%PDF": "a PDF document",
+    b"<": "an HTML or XML page",
+}
+SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
+SUFFIXES |= {".dcm": "DICOM", ".dicom": "DICOM"}
+HEAD = 132
+"""Bytes that tell a format: DICOM says so after a preamble of 128."""
+
+
+def read(path: Path, window: Window) -> Image:
+    """Read an image file.
+
+    Raises:
+        DataError: It cannot be read; the message is the reason, without path or header values.
+    """
+    return inspect(path, window)[0]
+
+
+def inspect(path: Path, window: Window) -> tuple[Image, Decoded]:
+    """Read an image file, and return what its decoder found as well."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("not a regular file")
+        with path.open("rb") as file:
+            decoded = decode(file, status.st_size, voi=window == "auto")
+    except (OSError, ValueError) as error:
+        raise DataError(_cause(error)) from None  # the error's text holds the path
+    promised = SUFFIXES.get(path.suffix.lower(), decoded.format)
+    if promised != decoded.format:
+        note = f"a {decoded.format} file named {path.suffix.lower()}"
+        decoded = replace(decoded, notes=(*decoded.notes, note))
+    return to_image(decoded, window), decoded
+
+
+def sniff(head: bytes) -> str | None:
+    """Return the format of a file from its first `HEAD` bytes, or None.
+
+    DICOM without a preamble starts with an element of group 2 or 8, low number first.
+    """
+    if head[128:132] == b"DICM":
+        return "DICOM"
+    for magic, name in FORMATS.items():
+        if head.startswith(magic):
+            return name
+    bare = len(head) >= 12 and head[0] in (2, 8) and head[1] == 0 and head[3] == 0
+    return "DICOM" if bare else None
+
+
+def to_image(decoded: Decoded, window: Window) -> Image:
+    """Check the pixels, choose the window, and turn them so that large values are bright.
+
+    Raises:
+        DataError: There is nothing to see: too small, constant, or not finite.
+    """
+    pixels = decoded.pixels
+    height, width = pixels.shape[1:]
+    if min(height, width) < MIN_SIDE:
+        raise DataError(f"smaller than {MIN_SIDE} px a side: {width} x {height}")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise DataError("pixels that are not finite")
+    if (pixels == pixels[:, :1, :1]).all():
+        raise DataError("constant image")
+    low, high = choose_window(decoded, window)
+    if decoded.invert:
+        mirror = decoded.full[0] + decoded.full[1]
+        inside = np.clip(pixels, *decoded.full)
+        pixels = np.subtract(mirror, inside, dtype=np.float64).astype(pixels.dtype)
+        low, high = mirror - high, mirror - low
+    return Image(pixels, (float(low), float(high)), decoded.spacing)
+
+
+def choose_window(decoded: Decoded, window: Window) -> tuple[float, float]:
+    """Return the two pixel values that map to 0 and 1, before any inversion.
+
+    A window of the file that misses all its pixels is not believed.
+
+    Raises:
+        RecipeError: The two values given are not in order.
+    """
+    if isinstance(window, tuple):
+        if not window[0] < window[1]:
+            raise RecipeError(f"window: the first value must be the smaller one, got {window}")
+        return window
+    if window == "full":
+        return decoded.full
+    if window == "auto":
+        own, pixels = decoded.window, decoded.pixels
+        if own and own[0] < own[1] and own[0] < pixels.max() and own[1] > pixels.min():
+            return own
+        if decoded.bits <= 8:
+            return decoded.full
+    return percentiles(decoded)
+
+
+def percentiles(decoded: Decoded) -> tuple[float, float]:
+    """Return percentiles 0.5 and 99.5 of the pixels inside the image; their range if equal."""
+    inside = decoded.pixels if decoded.padding is None else decoded.pixels[:, ~decoded.padding]
+    flat = inside.reshape(-1)
+    low, high = np.percentile(flat[:: -(-flat.size // SAMPLE)], PERCENTILES)
+    return (low, high) if low < high else (flat.min(), flat.max())
+
+
+@contextmanager
+def mute() -> Iterator[None]:
+    """Silence what a C library writes to standard error by itself, as libtiff does.
+
+    Whatever another thread writes there meanwhile is lost too: only for as long as a decode.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # a daemon's is closed
+        yield
+        return
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what decoders print and log, and turn Pillow's bomb warning into an error."""
+    loggers = [logging.getLogger(name) for name in ("PIL", "pydicom", "pylibjpeg", "openjpeg")]
+    sink = logging.NullHandler()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Pillow.DecompressionBombWarning)
+        told = [logger.propagate for logger in loggers]
+        try:
+            for logger in loggers:
+                logger.propagate = False
+                logger.addHandler(sink)
+            yield
+        finally:
+            for logger, propagate in zip(loggers, told, strict=True):
+                logger.propagate = propagate
+                logger.removeHandler(sink)
+
+
+def decode(file: BinaryIO, size: int, *, voi: bool) -> Decoded:
+    """Decode an open image file of `size` bytes; `voi`: apply the file's own look-up table.
+
+    Raises:
+        DataError: It is damaged, or none of the formats read.
+    """
+    head = file.read(HEAD)
+    file.seek(0)
+    kind = sniff(head)
+    if kind is None:
+        raise DataError(_foreign(head))
+    decoder: Callable[[BinaryIO], Decoded]
+    if kind == "DICOM":
+        from dira_core.data import dicom  # half a second, which other formats need not pay
+
+        decoder = partial(dicom.decode, voi=voi)
+    else:
+        decoder = partial(decode_pillow, kind=kind, size=size)
+    try:
+        with quiet(), mute() if kind == "TIFF" else nullcontext():
+            return decoder(file)
+    except DataError:
+        raise
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
+        raise DataError("the header declares too many pixels") from None
+    except Exception as error:
+        # Decoders raise anything at damaged bytes; what they say may quote the header.
+        raise DataError(_cause(error)) from None
+
+
+def _cause(error: Exception) -> str:
+    """Say in a few words why a file cannot be read, without the error's own text."""
+    if isinstance(error, MemoryError):
+        return "more memory is needed than there is"
+    reason = error.strerror if isinstance(error, OSError) else None
+    return reason.lower() if reason else "damaged or cut short"
+
+
+def _foreign(head: bytes) -> str:
+    """Say what a file is that is none of the formats read."""
+    if not head:
+        return "empty file"
+    for magic, name in FOREIGN.items():
+        if head.lstrip().startswith(magic):
+            return f"{name}; PNG, JPEG, TIFF and DICOM are read"
+    text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
+    return "a text file, not an image" if text else "not an image: PNG, JPEG, TIFF, DICOM are read"
+
+
+def decode_pillow(file: BinaryIO, *, kind: str, size: int) -> Decoded:
+    """Decode PNG, JPEG or TIFF; raises whatever Pillow does."""
+    with Pillow.open(file, formats=(kind,)) as image:
+        check_size(image.width * image.height * len(image.getbands()), 1, size)
+        return _decoded(image, kind)
+
+
+def _decoded(image: ImageFile, kind: str) -> Decoded:
+    notes = []
+    if getattr(image, "is_animated", False):
+        notes.append("several pages: the first one is read")
+    if any(";16" in str(tile.args) for tile in image.tile) and len(image.getbands()) > 1:
+        notes.append("16 bits a channel are read as 8")
+    inverted = (
+        isinstance(image, TiffImageFile)
+        and image.tag_v2.get(PHOTOMETRIC) == 0
+        and image.mode not in ("1", "L")
+    )
+    bits = 1 if image.mode == "1" else 8
+    image.load()
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # a damaged EXIF block says nothing of the pixels
+        notes.append("EXIF cannot be read: the orientation is as stored")
+    pixels = _values(image)
+    full = (0.0, 255.0)
+    if pixels.dtype == np.uint16:
+        bits, full = 16, (0.0, 65535.0)
+    elif pixels.dtype == np.float32:
+        bits, full = 32, (float(pixels.min()), float(pixels.max()))
+    planes = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, -1, 0)
+    planes = np.ascontiguousarray(planes)
+    return Decoded(planes, kind, bits, full, invert=inverted, notes=tuple(notes))
+
+
+def _values(image: Pillow.Image) -> np.ndarray:
+    """Return pixels (H, W) or (H, W, 3) without alpha; 16 bits go through the array, unchanged."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and image.format == "PNG"):
+        return np.array(image).astype(np.uint16)
+    if mode in ("I", "F"):
+        return np.array(image).astype(np.float32)
+    if mode in ("1", "LA", "La"):
+        return np.array(image.convert("L"))
+    return np.array(image if mode in ("L", "RGB") else image.convert("RGB"))

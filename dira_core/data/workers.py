@@ -1,0 +1,119 @@
+"""Worker processes that make batches: started once, kept over epochs, watched while waited for."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from dira_core.errors import DataError, DiraError
+
+POLL_SECONDS = 1.0
+"""How often workers that are waited for are looked after."""
+
+
+class Workers:
+    """Let processes answer requests, in order; two a worker are on their way.
+
+    Args:
+        dataset: Its `__getitems__` turns a request into a batch, or returns a DiraError.
+        number: Processes.
+        timeout: Seconds to wait for a batch before the storage is said to hang.
+        pinned: Whether batches are put into page-locked memory.
+    """
+
+    def __init__(self, dataset: Dataset[Any], number: int, *, timeout: float, pinned: bool) -> None:
+        self._timeout = timeout
+        self._requests: list[Any] = []
+        self._processes: list[BaseProcess] = []
+        self._loader = DataLoader[Any](  # sets torch's threads to 1 in its workers
+            dataset,
+            batch_sampler=self._requests,
+            num_workers=number,
+            collate_fn=_as_it_is,
+            pin_memory=pinned,
+            timeout=POLL_SECONDS,
+            worker_init_fn=_ignore_signals,
+            persistent_workers=True,
+        )
+
+    def answers(self, requests: Sequence[Any]) -> Iterator[Any]:
+        """Yield the batch of each request; what an earlier call left over is thrown away.
+
+        Raises:
+            DataError: A worker died, or no batch came in time.
+            DiraError: What the dataset returned.
+        """
+        self._requests[:] = requests
+        made = iter(self._loader) if self._processes else self._started()
+        for _ in requests:
+            batch = self._next(made)
+            if isinstance(batch, DiraError):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the workers, whatever they do."""
+        _kill(self._processes)
+
+    def _started(self) -> Iterator[Any]:
+        """Start the workers and their first epoch."""
+        others = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD) if sys.platform != "win32" else None
+        made = iter(self._loader)
+        if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
+            # When a worker dies torch's handler raises in whatever runs just then; `_next` looks.
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+        self._processes = [p for p in multiprocessing.active_children() if p not in others]
+        atexit.register(_kill, self._processes)
+        return made
+
+    def _next(self, made: Iterator[Any]) -> Any:
+        """Wait for a batch; notice workers that died or hang."""
+        waited = 0.0
+        while True:
+            try:
+                return next(made)
+            except (RuntimeError, OSError, EOFError) as error:
+                waited += POLL_SECONDS
+                dead = [p for p in self._processes if not p.is_alive()]
+                late = "timed out" in str(error)
+                if late and not dead and waited < self._timeout:
+                    continue
+                self.close()
+                if dead:
+                    raise DataError(
+                        f"a data worker died (process {dead[0].pid}, exit code "
+                        f"{dead[0].exitcode}; -9 is mostly a lack of memory): use fewer "
+                        "loader.workers or a smaller loader.cache_mb, give /dev/shm more room, "
+                        "then continue with --resume"
+                    ) from error
+                if late:
+                    raise DataError(
+                        f"no batch came within {self._timeout:g} s: see whether the storage hangs, "
+                        "use more loader.workers or a smaller --batch-size, then continue with "
+                        "--resume"
+                    ) from error
+                raise
+
+
+def _kill(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the trainer, which needs batches until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,173 @@
+"""Random numbers that are a function, not a state.
+
+A number depends on (seed, epoch, index of the sample, view, operation, slot, element) and nothing
+else: not on the batch a sample falls into, the worker, the process, or what was drawn before.
+
+Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: Philox4x32-10.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+
+import torch
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+
+
+def philox(counter: Tensor, key: int) -> Tensor:
+    """Scramble counters with Philox4x32-10; a product of 32-bit words wraps in int64 as in uint64.
+
+    Args:
+        counter: (4, ...) int64, four words of 32 bits; used as memory to work in.
+        key: 64 bits; the lower word is the first.
+
+    Returns:
+        (..., 4) int64, four words of 32 bits.
+    """
+    even, odd = counter[::2], counter[1::2]
+    product = torch.empty_like(even)
+    column = (2, *[1] * (counter.dim() - 1))
+    first = torch.tensor(_MULTIPLIERS, device=counter.device).view(column)
+    multipliers = (first, first.flip(0))
+    keys = torch.tensor(_round_keys(key), device=counter.device).view(_ROUNDS, *column)
+    half, word = torch.tensor((32, _WORD), device=counter.device).unbind(0)
+    top, bottom = even.unbind(0)
+    # A round exchanges the two halves. Leaving both where they are, and exchanging the constants
+    # instead, lets one call work on both; after an even number of rounds all is in place again.
+    for number, round_key in enumerate(keys.unbind(0)):
+        torch.mul(even, multipliers[number % 2], out=product)
+        torch.bitwise_right_shift(product, half, out=even)
+        top.bitwise_xor_(odd[1])
+        bottom.bitwise_xor_(odd[0])
+        even.bitwise_xor_(round_key).bitwise_and_(word)
+        odd, product = product, odd
+    odd.bitwise_and_(word)
+    return torch.stack((top, odd[0], bottom, odd[1]), -1)
+
+
+def _round_keys(key: int) -> list[int]:
+    """Return the two key words of each round, in the order in which `philox` holds the halves."""
+    words: list[int] = []
+    for number in range(_ROUNDS):
+        first = (key + number * _KEY_STEPS[0]) & _WORD
+        second = ((key >> 32) + number * _KEY_STEPS[1]) & _WORD
+        words += (first, second) if number % 2 else (second, first)
+    return words
+
+
+@dataclass(frozen=True, eq=False)
+class Draws:
+    """The random numbers of one operation for a batch of samples.
+
+    The same slot gives the same numbers every time, so different decisions need different slots.
+    The first numbers of a slot do not depend on how many are drawn.
+
+    Attributes:
+        index: (B,) int64, position of each sample in its source; decides the device.
+        seed: Of the run.
+        epoch: Counts passes over the source.
+        view: Number of the view.
+        path: Name of the operation, with those that contain it: "distort/0/one-of/2".
+    """
+
+    index: Tensor
+    _: KW_ONLY
+    seed: int
+    epoch: int = 0
+    view: int = 0
+    path: str = ""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples B."""
+        return len(self.index)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the numbers are made."""
+        return self.index.device
+
+    def child(self, name: str) -> Draws:
+        """Return the draws of an operation inside this one."""
+        return dataclasses.replace(self, path=f"{self.path}/{name}")
+
+    def select(self, rows: Tensor) -> Draws:
+        """Return the draws of some samples; `rows` is (B,) bool, or int64 places in the batch."""
+        return dataclasses.replace(self, index=self.index[rows])
+
+    def uniform(
+        self,
+        slot: str,
+        low: float | Tensor = 0.0,
+        high: float | Tensor = 1.0,
+        shape: Sequence[int] = (),
+    ) -> Tensor:
+        """Return (B, *shape) float32 in [low, high); bounds broadcast. Equal bounds give `low`."""
+        unit = self._words(slot, shape).bitwise_right_shift_(8).float().mul_(2.0**-24)
+        if isinstance(low, int | float) and isinstance(high, int | float) and (low, high) == (0, 1):
+            return unit
+        low, high = self._bound(low), self._bound(high)
+        # Rounding may lift the largest numbers onto `high`, which the interval leaves out.
+        return torch.minimum(low + (high - low) * unit, torch.nextafter(high, low))
+
+    def integers(
+        self, slot: str, low: int | Tensor, high: int | Tensor, shape: Sequence[int] = ()
+    ) -> Tensor:
+        """Return (B, *shape) int64, low <= x < high with high - low < 2**31; bounds broadcast."""
+        return (self._words(slot, shape) * (high - low) >> 32) + low
+
+    def bernoulli(self, slot: str, p: float | Tensor, shape: Sequence[int] = ()) -> Tensor:
+        """Return (B, *shape) bool, true with probability p."""
+        return self.uniform(slot, shape=shape) < p
+
+    def choice(self, slot: str, weights: Sequence[float], shape: Sequence[int] = ()) -> Tensor:
+        """Return (B, *shape) int64, i with probability weights[i] / sum(weights)."""
+        edges = list(itertools.accumulate(weights))
+        upper = torch.tensor([edge / edges[-1] for edge in edges], device=self.device)
+        return torch.searchsorted(upper, self.uniform(slot, shape=shape), right=True)
+
+    def normal(self, slot: str, shape: Sequence[int] = ()) -> Tensor:
+        """Return (B, *shape) float32 standard normal numbers (Box-Muller)."""
+        size = math.prod(shape)
+        unit = self.uniform(slot, shape=(-(-size // 2), 2))
+        radius = (-2 * torch.log1p(-unit[..., 0])).sqrt()
+        angle = 2 * math.pi * unit[..., 1]
+        pairs = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
+        return pairs.flatten(1)[:, :size].view(self.batch_size, *shape)
+
+    def permutation(self, slot: str, n: int) -> Tensor:
+        """Return (B, n) int64, a permutation of 0..n-1 for every sample."""
+        return self._words(slot, (n,)).argsort(dim=1, stable=True)
+
+    def _words(self, slot: str, shape: Sequence[int]) -> Tensor:
+        """Return (B, *shape) int64 words of 32 bits."""
+        size = math.prod(shape)
+        counter = self.index.new_zeros(4, self.batch_size, -(-size // 4))
+        counter[0] = (self.index & _WORD)[:, None]
+        counter[1] = (self.index >> 32 & _WORD)[:, None]
+        counter[2] = torch.arange(counter.shape[2], device=self.device)
+        name = repr((self.seed, self.epoch, self.view, self.path, slot)).encode()
+        key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+        return philox(counter, key).flatten(1)[:, :size].view(self.batch_size, *shape)
+
+    def _bound(self, value: float | Tensor) -> Tensor:
+        """Return a bound as a float32 tensor, made on the device without a copy to it."""
+        if isinstance(value, Tensor):
+            return value.float()
+        return torch.full((), value, device=self.device, dtype=torch.float32)
+
+
+def shuffled(n: int, *, seed: int, epoch: int) -> Tensor:
+    """Return (n,) int64: the order in which an epoch visits n samples."""
+    everyone = Draws(torch.zeros(1, dtype=torch.int64), seed=seed, epoch=epoch, path="shuffled")
+    return everyone.permutation("order", n)[0]

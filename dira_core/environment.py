@@ -1,0 +1,26 @@
+"""What the bits of a run depend on besides its recipe."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import torch
+
+import dira_core
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, platform, threads and device; nothing that names a person or a machine."""
+    plugins = importlib.metadata.entry_points(group="dira")
+    return {
+        "python": platform.python_version(),
+        "dira": dira_core.__version__,
+        "torch": str(torch.__version__),
+        **{name: importlib.metadata.version(name) for name in ("torchvision", "numpy", "pillow")},
+        "plugins": {p.name: f"{p.dist.name} {p.dist.version}" for p in plugins if p.dist},
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }

@@ -1,0 +1,108 @@
+"""What a model does on images and draws it never trains on: restorations and nearest neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dira_core.data.loader import Crops, Loader
+from dira_core.health import restoration_report
+from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split
+from dira_core.precision import Precision
+from dira_core.recipe import Settings
+from dira_core.roles import Backbone, FeaturePass, Source
+from dira_core.trio import Attempt, Model
+from dira_core.types import Batch
+
+HELD_OUT_EPOCH = 2**31 - 1
+"""Views of this epoch are never trained on."""
+
+PROBED = 2000
+"""Images a kNN probe looks at, at most."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A fixed batch of views and what the model makes of it."""
+
+    batch: Batch
+    attempt: Attempt
+    metrics: dict[str, float]
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Switch a module to evaluation and back; no gradients."""
+    was = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in was:
+            m.training = training
+
+
+def examine(model: Model, batch: Batch, precision: Precision) -> Sample:
+    """Restore and embed a batch in evaluation mode; report errors and the spread of embeddings."""
+    with evaluating(model), precision.autocast():
+        attempt: Attempt = model(batch)
+    found: dict[str, Tensor] = {}
+    if attempt.restored is not None:
+        n = len(attempt.restored)
+        crops, images = (
+            torch.cat([getattr(v, kind) for v in batch.views])[:n] for kind in ("crop", "image")
+        )
+        found |= restoration_report(attempt.restored, crops, images)
+    if attempt.objective is not None and attempt.objective.embedding is not None:
+        stats = embedding_stats(attempt.objective.embedding)
+        found |= {f"embedding/{name}": value for name, value in stats.items()}
+    return Sample(batch, attempt, {name: float(value) for name, value in found.items()})
+
+
+def probe(backbone: Backbone, source: Source, settings: Settings, device: torch.device) -> float | None:
+    """Return the kNN accuracy of frozen features on the source's labels; None without labels.
+
+    Half of the images (by a hash of their index) are neighbours, the other half are classified.
+    """
+    if source.labels is None or not settings.log.probe:
+        return None
+    known = np.flatnonzero(source.labels >= 0)
+    if len(np.unique(source.labels[known])) < 2 or len(known) < 40:
+        return None
+    chosen = known[np.linspace(0, len(known) - 1, min(PROBED, len(known))).astype(int)]
+    size, channels = settings.views.size, settings.views.channels
+    embedded = features(backbone, source, size, channels, chosen, device)
+    labels = torch.from_numpy(np.asarray(source.labels)[chosen].astype(np.int64))
+    return knn_accuracy(embedded, labels, probe_split(len(chosen), settings.seed))
+
+
+class SourceFeatures(FeaturePass):
+    """Features of every image of a source, for Discriminators that cluster."""
+
+    def __init__(
+        self, backbone: Backbone, source: Source, settings: Settings, device: torch.device
+    ) -> None:
+        self._backbone = backbone
+        self._source = source
+        self._settings = settings
+        self._device = device
+
+    def __call__(self) -> Tensor:
+        """Return (N, channels[-1]) in float32 on the CPU."""
+        views = self._settings.views
+        every = np.arange(len(self._source))
+        return features(
+            self._backbone, self._source, views.size, views.channels, every, self._device
+        )
+
+
+def held_out(loader: Loader, rows: int) -> Crops:
+    """Return crops of the first images of an epoch that is never trained on."""
+    indices = loader.order(HELD_OUT_EPOCH, 0)[:rows].tolist()
+    return loader.crops(indices, HELD_OUT_EPOCH)

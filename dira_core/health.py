@@ -1,0 +1,154 @@
+"""Is it learning? Gradients of the objectives at the backbone, and alarms with their likely cause."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+PATIENCE = 3
+"""Measurements in a row that must look ill before an alarm is raised."""
+
+
+def gradient_report(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Measure how hard each weighted objective pulls at the backbone, and whether they agree.
+
+    Args:
+        terms: Differentiable scalars, by name; their graphs are kept.
+        parameters: Of the backbone.
+
+    Returns:
+        "gradients/NAME": Euclidean norm of the gradient of each term; "gradients/cos_A_B": cosine
+        between two of them, 0 where one vanishes.
+    """
+    flat: dict[str, Tensor] = {}
+    for name, term in terms.items():
+        if not term.requires_grad:
+            continue
+        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+        flat[name] = torch.cat([g.float().flatten() for g in filled])
+    report = {f"gradients/{name}": g.norm() for name, g in flat.items()}
+    for a, b in combinations(flat, 2):
+        norms = (report[f"gradients/{a}"] * report[f"gradients/{b}"]).clamp_min(1e-30)
+        report[f"gradients/cos_{a}_{b}"] = flat[a] @ flat[b] / norms
+    return report
+
+
+def restoration_report(restored: Tensor, target: Tensor, distorted: Tensor) -> dict[str, Tensor]:
+    """Measure how good restored images (B, C, *S) are.
+
+    Returns:
+        "restoration/error": mean squared error to the target; "restoration/input_error": that of
+        returning the distorted input; "restoration/spread": standard deviation of restored images around
+        their mean image, over that of the targets (1 is healthy, 0: every image is the mean image).
+    """
+    restored, target, distorted = restored.float(), target.float(), distorted.float()
+    spread = [(x - x.mean(0)).square().mean().sqrt() for x in (restored, target)]
+    return {
+        "restoration/error": (restored - target).square().mean(),
+        "restoration/input_error": (distorted - target).square().mean(),
+        "restoration/spread": spread[0] / spread[1].clamp_min(1e-12),
+    }
+
+
+@dataclass(frozen=True)
+class Ill:
+    """A sign of illness: the metric, when it is ill, what that means and what to try."""
+
+    name: str
+    metric: str
+    below: float
+    says: str
+    cause: str
+    remedy: str
+
+
+SIGNS = (
+    Ill(
+        "collapse",
+        "embedding/std",
+        0.1,
+        "embeddings hardly differ between images",
+        "the discriminator collapsed to a constant",
+        "a smaller learning rate, a larger batch, or stronger views",
+    ),
+    Ill(
+        "collapse-rank",
+        "embedding/rank",
+        1.5,
+        "embeddings lie on a line",
+        "the discriminator collapsed to one dimension",
+        "a smaller learning rate, a larger batch, or stronger views",
+    ),
+    Ill(
+        "critic-won",
+        "losses/critic",
+        1e-3,
+        "the critic tells every restored image from a real one",
+        "restored images no longer get a useful gradient from it",
+        "a smaller critic_optimizer.lr, or a restorer trained longer before the critic joins",
+    ),
+    Ill(
+        "restored-is-the-mean",
+        "restoration/spread",
+        0.05,
+        "restored images hardly differ between inputs",
+        "the restorer returns the mean image",
+        "a larger weights.res or learning rate, or milder distortions",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """What is wrong, since which step, why probably, and what to try."""
+
+    name: str
+    since: int
+    message: str
+
+
+class Health:
+    """Turn measurements into alarms: a sign of illness must last to count, and counts once.
+
+    The restorer starts out returning nearly the mean image, so measurements of the first tenth of a run
+    raise nothing.
+    """
+
+    def __init__(self) -> None:
+        self._ill_since: dict[str, list[int]] = {}
+
+    def check(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> list[Alarm]:
+        """Return the alarms that the measurements of a step raise."""
+        alarms = []
+        for sign in SIGNS:
+            if sign.metric not in metrics or step < total_steps / 10:
+                continue
+            steps = self._ill_since.setdefault(sign.name, [])
+            if metrics[sign.metric] >= sign.below:
+                steps.clear()
+                continue
+            steps.append(step)
+            if len(steps) == PATIENCE:
+                alarms.append(Alarm(sign.name, steps[0], self._message(sign, metrics, steps[0])))
+        return alarms
+
+    @staticmethod
+    def _message(sign: Ill, metrics: Mapping[str, float], since: int) -> str:
+        value = f"{sign.metric} is {metrics[sign.metric]:.3g}, below {sign.below:g}"
+        return (
+            f"{sign.name}: {sign.says} ({value}, since step {since}); "
+            f"likely {sign.cause}; try {sign.remedy}"
+        )
+
+    def state_dict(self) -> dict[str, list[int]]:
+        """Return how long each sign has lasted."""
+        return {name: list(steps) for name, steps in self._ill_since.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[int]]) -> None:
+        """Continue counting."""
+        self._ill_since = {name: list(steps) for name, steps in state.items()}

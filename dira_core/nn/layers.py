@@ -1,0 +1,89 @@
+"""Layers for images of two or three spatial axes, chosen by `dims`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_BATCH_NORM: dict[int, type[nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    2: nn.BatchNorm2d,
+    3: nn.BatchNorm3d,
+}
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def conv(
+    dims: int, inputs: int, outputs: int, *, kernel: int = 3, stride: int = 1, bias: bool = True
+) -> nn.Conv2d | nn.Conv3d:
+    """Return a padded convolution: (B, inputs, *S) -> (B, outputs, *ceil(S / stride)).
+
+    Args:
+        dims: Number of spatial axes, 2 or 3.
+        inputs: Channels that come in.
+        outputs: Channels that go out.
+        kernel: Side of the kernel in px; odd.
+        stride: Step along every axis in px.
+        bias: Whether a bias is added; not useful before a batch norm.
+    """
+    return _CONV[dims](inputs, outputs, kernel, stride, kernel // 2, bias=bias)
+
+
+def batch_norm(dims: int, channels: int) -> nn.BatchNorm2d | nn.BatchNorm3d:
+    """Return a batch norm with a trained scale and shift, (B, channels, *S)."""
+    return _BATCH_NORM[dims](channels)
+
+
+def instance_norm(maps: Tensor) -> Tensor:
+    """Give every channel of every image mean 0 and variance 1 over space, (B, C, *S).
+
+    The memory layout of `maps` is kept: torch's own drops channels-last, after which a critic's
+    step in bf16 on a CPU takes 1.18 times as long. (Group norm with one channel a group is the
+    same function, and there the slowest: 2.4 times.)
+
+    Source: Ulyanov et al., arXiv:1607.08022, without scale, shift and running statistics.
+
+    Raises:
+        ValueError: The maps are one pixel large, of which nothing would be left.
+    """
+    normed = F.instance_norm(maps)
+    layout = _CHANNELS_LAST[maps.dim() - 2]
+    return (
+        normed.contiguous(memory_format=layout)
+        if maps.is_contiguous(memory_format=layout)
+        else normed
+    )
+
+
+def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Repeat the nearest pixel until the maps (B, C, *S) have `size`.
+
+    From n to 2 n - 1 pixels this is doubling and dropping the last one, which is what undoes a
+    stride of 2 on an odd side.
+    """
+    return F.interpolate(maps, size=tuple(size), mode="nearest")
+
+
+def mlp(sizes: Sequence[int], *, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+    """Return linear layers of `sizes` (first: inputs) with ReLU between them, (B, D) -> (B, D').
+
+    A layer followed by a batch norm has no bias.
+
+    Args:
+        sizes: Widths, at least two.
+        norm: Put a batch norm before every ReLU.
+        last_norm: End with a batch norm without scale and shift, so that each dimension of the
+            output has mean 0 and variance 1 over the batch (SimSiam, Barlow Twins).
+    """
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(sizes[:-1]):
+        layers.append(nn.Linear(inputs, outputs, bias=not norm))
+        layers += [nn.BatchNorm1d(outputs)] if norm else []
+        layers.append(nn.ReLU(inplace=True))
+    layers.append(nn.Linear(sizes[-2], sizes[-1], bias=not last_norm))
+    layers += [nn.BatchNorm1d(sizes[-1], affine=False)] if last_norm else []
+    return nn.Sequential(*layers)

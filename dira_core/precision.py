@@ -1,0 +1,90 @@
+"""Number formats of a step: what autocast computes in, and how small gradients survive fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dira_core.errors import RecipeError
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device `auto`, `cpu` or `cuda` means here.
+
+    Raises:
+        RecipeError: CUDA is asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("train.device is 'cuda', but torch sees no GPU here: use --set train.device=cpu")
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """Return the number format `auto` means on a device: bf16 where its hardware has it."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+
+
+class Precision:
+    """Autocast and loss scaling of one run, shared by its players.
+
+    fp16 multiplies losses by a scale before the backward pass, so that small gradients survive, and
+    divides it out again before they are used; fp32 and bf16 need none.
+
+    Args:
+        name: "fp32", "bf16" or "fp16".
+        device: Where the step runs.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.name = name
+        self.device = device
+        self._scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return a context in which networks compute in this format."""
+        return torch.autocast(self.device.type, _DTYPES[self.name], enabled=self.name != "fp32")
+
+    def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
+        """Accumulate the (scaled) gradient of `loss` in `inputs`, or in every leaf."""
+        self._scaler.scale(loss).backward(inputs=inputs)
+
+    def gradient(self, loss: Tensor, of: Tensor) -> Tensor:
+        """Return d loss / d of, unscaled, keeping the graph of `loss` and touching no `.grad`."""
+        (gradient,) = torch.autograd.grad(self._scaler.scale(loss), of, retain_graph=True)
+        return gradient / self._scaler.get_scale() if self._scaler.is_enabled() else gradient
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the scale out of the gradients of an optimizer's parameters."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
+        """Step the optimizers; fp16 leaves out one whose gradient overflowed, and adapts the scale."""
+        for optimizer in optimizers:
+            self._scaler.step(optimizer)
+        self._scaler.update()
+
+    @property
+    def scales(self) -> bool:
+        """Whether an overflowing gradient is the scaler's business, not a divergence."""
+        return self._scaler.is_enabled()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scale and its counters; empty unless fp16."""
+        return dict(self._scaler.state_dict())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with a saved scale."""
+        if state:
+            self._scaler.load_state_dict(state)

@@ -1,0 +1,92 @@
+"""A run rehearsed in seconds: two steps, a contact sheet, and what the real one would need."""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dira_core.api import Game, sheet
+from dira_core.build import build_source, build_trio
+from dira_core.pictures import write_png
+from dira_core.recipe import Recipe
+from dira_core.resume import capture
+
+STEPS = 2
+"""Steps taken: the first warms up, the last is timed."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a run would need.
+
+    Attributes:
+        losses: Of the last rehearsed step, by name.
+        steps: Of the whole run.
+        seconds: The whole run would take, loading included.
+        images_per_s: Source images a second.
+        peak_mib: Memory of this process, or of the GPU, at the peak of a step.
+        disk_mib: Size of the checkpoints that are kept and of the weights.
+        images: In the source.
+        looked_at: Images that were read.
+        unreadable: Of those, by name, with the reason.
+        sheet: A picture of crops, views and restorations.
+    """
+
+    losses: Mapping[str, float]
+    steps: int
+    seconds: float
+    images_per_s: float
+    peak_mib: float
+    disk_mib: float
+    images: int
+    looked_at: int
+    unreadable: Mapping[str, str]
+    sheet: Path
+
+
+def rehearse(recipe: Recipe, folder: Path) -> Rehearsal:
+    """Build everything, take two steps of every player, and measure.
+
+    Raises:
+        DiraError: What the real run would stumble over in its first seconds.
+    """
+    every_step = {"every": 1}
+    recipe = recipe.model_copy(update={"log": recipe.log.model_copy(update=every_step)})
+    game = Game(build_trio(recipe), build_source(recipe), recipe)
+    trainer, metrics = game.trainer, {}
+    steps, seconds = trainer.steps(), 0.0
+    for _ in range(min(STEPS, trainer.steps_per_epoch)):
+        started = time.perf_counter()
+        metrics = trainer.train_step(next(steps))
+        seconds = time.perf_counter() - started + trainer.waited
+        trainer.step, trainer.waited = trainer.step + 1, 0.0
+    tensors, _ = capture(trainer)
+    size = sum(t.nbytes for group in tensors.values() for t in group.values())
+    weights = sum(t.nbytes for t in game.model.state_dict().values())
+    picture = folder / "views.png"
+    write_png(picture, sheet(game.examine(8)), enlarge=2)
+    game.loader.close()
+    return Rehearsal(
+        losses={k: v for k, v in metrics.items() if k.startswith("losses/")},
+        steps=trainer.total_steps,
+        seconds=seconds * trainer.total_steps,
+        images_per_s=trainer.images_per_step / seconds,
+        peak_mib=peak_mib(game.precision.device),
+        disk_mib=(size * recipe.checkpoint.keep + weights) / 2**20,
+        images=len(game.source),
+        looked_at=min(len(game.source), trainer.step * trainer.images_per_step),
+        unreadable={game.source.name(i): why for i, why in game.loader.unreadable.items()},
+        sheet=picture,
+    )
+
+
+def peak_mib(device: torch.device) -> float:
+    """Return the most memory this process (or its GPU) has used, in MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,250 @@
+"""One run in its folder: what it logs, when it saves, what it does when something is wrong."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, Self
+
+import pluggy
+
+from dira_core.errors import CheckpointError, DataError, DivergedError
+from dira_core.files import write_atomic
+from dira_core.health import Health
+from dira_core.recipe import Settings
+from dira_core.resume import capture, restore
+from dira_core.roles import FeaturePass, Source, Tracker
+from dira_core.runfolder import Lines, RunFolder
+from dira_core.signals import Stop
+from dira_core.trainer import Setback, Trainer
+from dira_core.trio import ModelPlayer
+from dira_core.types import Progress
+
+logger = logging.getLogger("dira")
+
+
+class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error
+    """A signal asked to save and leave; everything is saved."""
+
+
+class Display(Protocol):
+    """Where a run is watched: a terminal, a notebook, nowhere."""
+
+    def stepped(self, progress: Progress, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """Show a logged step."""
+
+    def said(self, message: str) -> None:
+        """Show one line: an alarm, a checkpoint, a resume."""
+
+
+class Silent:
+    """Show nothing."""
+
+    def stepped(self, progress: Progress, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
+        """Show nothing."""
+
+    def said(self, message: str) -> None:
+        """Hand the line to the "dira" logger."""
+        logger.info(message)
+
+
+class Session:
+    """Follow a trainer: log, watch its health, save, recover, leave when asked.
+
+    Args:
+        folder: The run folder, locked.
+        source: What is trained on.
+        settings: Of the run.
+        hook: Calls the observing hooks of all plugins.
+        trackers: Where metrics go besides metrics.jsonl.
+        display: Where a person watches.
+        stop: Knows whether a signal came.
+        features: Encodes the whole source, for Discriminators that cluster.
+
+    Attributes:
+        notes: JSON values that travel with every checkpoint (what was measured before training).
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        source: Source,
+        settings: Settings,
+        hook: pluggy.HookRelay,
+        trackers: Iterable[Tracker],
+        display: Display,
+        stop: Stop,
+        features: FeaturePass,
+    ) -> None:
+        self.notes: dict[str, Any] = {}
+        self._folder = folder
+        self._source = source
+        self._settings = settings
+        self._hook = hook
+        self._trackers = list(trackers)
+        self._display = display
+        self._stop = stop
+        self._features = features
+        self._health = Health()
+        self._recoveries = 0
+        self._metrics = Lines(folder.path / "metrics.jsonl")
+        self._speed = Lines(folder.path / "speed.jsonl")
+        self._unreadable = 0
+        self._since = (0, time.perf_counter(), 0.0)
+
+    def epoch_started(self, trainer: Trainer) -> None:
+        """Let the Discriminator prepare its epoch."""
+        for player in trainer.players:
+            if isinstance(player, ModelPlayer):
+                player.epoch_started(trainer.progress, self._features)
+
+    def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Log, check health, save when due, leave when asked.
+
+        Raises:
+            Preempted: A signal came; the run is saved.
+            Setback: A health alarm under the policy "rollback".
+            DivergedError: A health alarm under the policy "stop".
+            DataError: Too many images are unreadable.
+        """
+        progress = trainer.progress
+        self._check_readable(trainer)
+        if metrics:
+            self._log(progress, metrics, self._pace(trainer))
+            self._check_health(progress, metrics)
+        if progress.step % trainer.steps_per_epoch == 0:
+            self._hook.dira_epoch_ended(progress=progress)
+        stopping = self._stop.requested
+        if progress.step % self._settings.checkpoint.every_steps == 0 or stopping:
+            self.save(trainer)
+        if stopping:
+            raise Preempted(f"{stopping}: saved at step {progress.step}")
+
+    def recover(self, trainer: Trainer, setback: Setback) -> None:
+        """Skip the step or go back to the last checkpoint, as the policy says, at most so many times.
+
+        Raises:
+            DivergedError: The policy is "stop", or the run recovered too often.
+        """
+        policy = self._settings.health.nonfinite if setback.indices else "rollback"
+        if setback.indices:
+            names = "\n".join(self._source.name(i) for i in setback.indices)
+            write_atomic(self._folder.path / f"setback-{trainer.step}.txt", names.encode())
+        self._recoveries += 1
+        if policy == "stop" or self._recoveries > self._settings.health.max_recoveries:
+            raise DivergedError(
+                f"{setback}; recovered {self._recoveries - 1} times; the images of the step are in "
+                f"setback-{trainer.step}.txt; try a smaller optimizer.lr or train.precision=fp32, "
+                "or --set health.nonfinite=skip"
+            ) from setback
+        self._display.said(f"{setback}: {policy}")
+        if policy == "skip":
+            trainer.step += 1
+            return
+        recoveries = self._recoveries
+        self.resume(trainer)
+        self._recoveries = recoveries
+        trainer.salt += recoveries
+
+    def save(self, trainer: Trainer) -> None:
+        """Commit a checkpoint of everything the run needs to continue."""
+        tensors, state = capture(trainer)
+        state |= {
+            "health": self._health.state_dict(),
+            "recoveries": self._recoveries,
+            "metrics": self._metrics.position(),
+            "speed": self._speed.position(),
+            "source": self._source.fingerprint(),
+            "next": trainer.next_images(),
+            "notes": self.notes,
+        }
+        path = self._folder.checkpoints.save(trainer.step, tensors, state)
+        self._hook.dira_checkpoint_saved(path=path, progress=trainer.progress)
+
+    def resume(self, trainer: Trainer) -> None:
+        """Continue from the newest checkpoint that can be trusted.
+
+        Raises:
+            CheckpointError: There is none, or the data are not those it was trained on.
+        """
+        path = self._folder.checkpoints.latest()
+        if path is None:
+            raise CheckpointError(
+                f"no checkpoint in {self._folder.path} to go back to: start it anew without --resume, "
+                "under another --out"
+            )
+        tensors, state = self._folder.checkpoints.load(path)
+        if state["source"] != self._source.fingerprint():
+            raise CheckpointError(
+                "the data changed since the checkpoint was written (files added, removed or resized): "
+                "restore them, or start a new run"
+            )
+        restore(trainer, tensors, state)
+        if state["next"] != trainer.next_images():
+            raise CheckpointError("the order of images differs from the one the checkpoint expects")
+        self._health.load_state_dict(state["health"])
+        self._recoveries = state["recoveries"]
+        self._metrics.truncate(state["metrics"])
+        self._speed.truncate(state["speed"])
+        self.notes = state["notes"]
+        here = trainer.progress
+        self._display.said(
+            f"resumed from {path.name}: epoch {here.epoch + 1} of {here.epochs}, "
+            f"step {here.step} of {here.total_steps}"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for tracker in self._trackers:
+            tracker.close()
+
+    def _log(self, progress: Progress, metrics: Mapping[str, float], speed: dict[str, float]) -> None:
+        self._metrics.append({"step": progress.step, "epoch": progress.epoch, **metrics})
+        self._speed.append({"step": progress.step, **speed})
+        for tracker in list(self._trackers):
+            try:
+                tracker.log(progress.step, {**metrics, **speed})
+            except Exception as error:
+                self._trackers.remove(tracker)
+                self._display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
+        self._hook.dira_step_ended(progress=progress, metrics=dict(metrics))
+        self._display.stepped(progress, metrics, speed)
+
+    def _pace(self, trainer: Trainer) -> dict[str, float]:
+        """Return images a second, the part of the time spent waiting for data, and peak memory."""
+        step, then, waited = self._since
+        self._since = (trainer.step, time.perf_counter(), trainer.waited)
+        spent = max(1e-9, self._since[1] - then)
+        return {
+            "images_per_s": (trainer.step - step) * trainer.images_per_step / spent,
+            "waiting": (trainer.waited - waited) / spent,
+            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        }
+
+    def _check_health(self, progress: Progress, metrics: Mapping[str, float]) -> None:
+        for alarm in self._health.check(progress.step, progress.total_steps, metrics):
+            self._metrics.append({"step": progress.step, "alarm": alarm.name, "since": alarm.since})
+            self._display.said(f"health: {alarm.message}")
+            if self._settings.health.policy == "stop":
+                raise DivergedError(alarm.message)
+            if self._settings.health.policy == "rollback":
+                raise Setback(alarm.message)
+
+    def _check_readable(self, trainer: Trainer) -> None:
+        bad, n = trainer.loader.unreadable, len(self._source)
+        if len(bad) == self._unreadable:
+            return
+        self._unreadable = len(bad)
+        lines = [f"{self._source.name(i)}: {reason}\n" for i, reason in sorted(bad.items())]
+        write_atomic(self._folder.path / "unreadable.txt", "".join(lines).encode())
+        allowed = self._settings.loader.max_unreadable
+        if len(bad) > allowed * n:
+            raise DataError(
+                f"{len(bad)} of {n} images are unreadable, more than loader.max_unreadable = {allowed:g} "
+                f"(for example {lines[0].strip()}): see unreadable.txt in {self._folder.path}, repair or "
+                "remove them, or allow more with --set loader.max_unreadable"
+            )

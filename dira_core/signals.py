@@ -1,0 +1,62 @@
+"""Signals that ask a run to save and leave. They set a flag; the loop decides."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any
+
+WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+EXIT_PREEMPTED = 75
+"""Asked to leave and saved: start the same command again (EX_TEMPFAIL, a scheduler's "requeue")."""
+
+EXIT_INTERRUPTED = {s.name: 128 + s for s in WATCHED}
+"""Left without saving, by signal: 130 for SIGINT, 143 for SIGTERM."""
+
+
+class Stop:
+    """Remember that a signal asked to stop; while it is active no handler does more than that.
+
+    Only the second SIGINT interrupts at once, with KeyboardInterrupt. The handlers from before are
+    back on exit. Outside the main thread, where Python allows none, nothing is ever requested.
+
+    Attributes:
+        requested: Name of the first signal that came, for example "SIGTERM", or None.
+        since: `time.monotonic()` at that signal, or None.
+    """
+
+    def __init__(self) -> None:
+        self.requested: str | None = None
+        self.since: float | None = None
+        self._interrupted = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for watched in WATCHED:
+                self._before[watched] = signal.signal(watched, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._before:
+            watched, handler = self._before.popitem()
+            # None stands for a handler that was not installed from Python and cannot be put back.
+            signal.signal(watched, signal.SIG_DFL if handler is None else handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.requested is None:
+            self.requested, self.since = signal.Signals(number).name, time.monotonic()
+        if number != signal.SIGINT:
+            return
+        if self._interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        self._interrupted = True

@@ -1,0 +1,233 @@
+"""For plugin authors: tiny parts to test with, and the checks behind `dira plugins check`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dira_core.components import Choice, Component, Kind
+from dira_core.draws import Draws
+from dira_core.nn.layers import batch_norm, conv
+from dira_core.plugins import installed
+from dira_core.roles import (
+    Adversary,
+    Backbone,
+    Discriminator,
+    Distortion,
+    Encodings,
+    Restorer,
+    Source,
+    Tracker,
+)
+from dira_core.types import Batch, Image, Progress, View
+
+Check = tuple[str, str | None]
+"""What was checked, and what is wrong with it, or None."""
+
+
+class TinyBackbone(Backbone):
+    """Three strided convolutions: a pyramid of maps at /2, /4 and /8, for any number of axes."""
+
+    channels = (8, 12, 16)
+    strides = (2, 4, 8)
+
+    def __init__(self, in_channels: int = 1, dims: int = 2) -> None:
+        super().__init__()
+        self.in_channels, self.dims = in_channels, dims
+        widths = (in_channels, *self.channels)
+        self.stages = nn.ModuleList(
+            nn.Sequential(conv(dims, a, b, stride=2), batch_norm(dims, b), nn.ReLU())
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Encode images into three maps."""
+        pyramid = [images]
+        for stage in self.stages:
+            pyramid.append(stage(pyramid[-1]))
+        return pyramid[1:]
+
+
+class TinySource(Source):
+    """Smooth random images in memory, with two classes that differ in brightness."""
+
+    def __init__(self, n: int = 16, size: int = 24, dims: int = 2) -> None:
+        rng = np.random.default_rng(0)
+        self.labels = np.arange(n) % 2
+        coarse = rng.random((n, 1, *[size // 4] * dims))
+        for axis in range(2, 2 + dims):
+            coarse = coarse.repeat(4, axis)
+        light = self.labels.reshape(-1, *[1] * (dims + 1))
+        self._pixels = (coarse * 155 + light * 100).astype(np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._pixels)
+
+    def read(self, index: int) -> Image:
+        """Return image `index`."""
+        return Image(self._pixels[index], (0.0, 255.0))
+
+    def name(self, index: int) -> str:
+        """Return its number."""
+        return f"tiny-{index}"
+
+    def fingerprint(self) -> str:
+        """Return the number and shape of the images."""
+        return f"tiny-{self._pixels.shape}"
+
+
+def tiny_batch(
+    batch: int = 4, n_views: int = 2, channels: int = 1, size: Sequence[int] = (32, 32)
+) -> Batch:
+    """Return random views: the image is the crop with a black corner."""
+    generator = torch.Generator().manual_seed(0)
+    views = []
+    for _ in range(n_views):
+        crop = torch.rand((batch, channels, *size), generator=generator)
+        image = crop.clone()
+        image[(..., *[slice(0, s // 4) for s in size])] = 0
+        box = torch.tensor([[0.0, float(s)] for s in size]).expand(batch, -1, -1)
+        views.append(View(crop, crop, image, box, torch.zeros(batch, dtype=torch.int64)))
+    return Batch(tuple(views), torch.arange(batch), torch.arange(batch) % 2)
+
+
+def check(kind: Kind, name: str) -> list[Check]:
+    """Check one installed component, built with its default options, against its contract.
+
+    Raises:
+        RecipeError: Nothing is called that.
+        PluginError: Its plugin is broken.
+    """
+    component = installed().find(kind, name)
+    results: list[Check] = []
+    for title, attempt in _checks(kind, component):
+        try:
+            attempt()
+            results.append((title, None))
+        except Exception as error:
+            results.append((title, f"{type(error).__name__}: {error}"))
+    return results
+
+
+def _checks(kind: Kind, component: Component) -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "options survive JSON", lambda: _round_trip(component)
+    of_kind = _OF_KIND.get(kind)
+    if of_kind is None:
+        return
+    for dims in component.dims:
+        yield f"contract in {dims}-D", lambda dims=dims: of_kind(component, dims)
+
+
+def _options(component: Component) -> Any:
+    return component.options()
+
+
+def _round_trip(component: Component) -> None:
+    options = _options(component)
+    again = component.options.model_validate_json(options.model_dump_json())
+    _must(again == options, "options read back from JSON differ")
+
+
+def _must(true: bool, otherwise: str) -> None:
+    if not true:
+        raise ValueError(otherwise)
+
+
+def _discriminator(component: Component, dims: int) -> None:
+    torch.manual_seed(0)
+    backbone = TinyBackbone(dims=dims)
+    role: Discriminator = component.build(_options(component), backbone)
+    batch = tiny_batch(n_views=role.n_views, size=[16] * dims)
+    objective = role(Encodings(backbone, batch))
+    _must(objective.loss.shape == (), "the loss is not a scalar")
+    _must(objective.loss.dtype == torch.float32, "the loss is not float32: see `in_float32`")
+    _must(bool(objective.loss.isfinite()), "the loss is not finite")
+    objective.loss.backward()
+    grads = [p.grad for p in backbone.parameters()]
+    _must(any(g is not None and g.abs().sum() > 0 for g in grads), "no gradient at the backbone")
+    grouped = [id(p) for group in role.param_groups() for p in group["params"]]
+    wanted = [id(p) for p in role.parameters() if p.requires_grad]
+    _must(sorted(grouped) == sorted(wanted), "param_groups() must hold every parameter exactly once")
+    role.after_step(Progress(1, 10, 0, 1))
+    role.load_state_dict(role.state_dict())
+
+
+def _restorer(component: Component, dims: int) -> None:
+    torch.manual_seed(0)
+    backbone = TinyBackbone(dims=dims)
+    role: Restorer = component.build(_options(component), backbone)
+    view = tiny_batch(size=[16] * dims).views[0]
+    restored = role(backbone(view.image))
+    _must(restored.shape == view.crop.shape, f"restored {restored.shape}, not {view.crop.shape}")
+    _must(bool(((restored >= 0) & (restored <= 1)).all()), "restored images leave [0, 1]")
+    distance = role.distance(restored, view)
+    _must(distance.shape == () and distance.dtype == torch.float32, "L_res is no float32 scalar")
+    distance.backward()
+    _must(all(p.grad is not None for p in role.parameters()), "a parameter gets no gradient")
+
+
+def _adversary(component: Component, dims: int) -> None:
+    torch.manual_seed(0)
+    role: Adversary = component.build(_options(component), 1, dims)
+    view = tiny_batch(size=[32] * dims).views[0]
+    condition = view.image if role.conditional else None
+    fake = view.image.clone().requires_grad_()
+    scores = role(fake, condition)
+    _must(scores.shape[:2] == (len(fake), 1), f"scores are {scores.shape}, not (B, 1, ...)")
+    for loss in (role.critic_loss(role(view.crop, condition), scores), role.generator_loss(scores)):
+        _must(loss.shape == () and loss.dtype == torch.float32, "a loss is no float32 scalar")
+    role.generator_loss(scores).backward()
+    _must(fake.grad is not None and bool(fake.grad.abs().sum() > 0), "no gradient at the image")
+
+
+def _distortion(component: Component, dims: int) -> None:
+    role: Distortion = component.build(_options(component))
+    images = tiny_batch(size=[32] * dims).views[0].crop
+    before = images.clone()
+    draws = Draws(torch.arange(len(images)), seed=0)
+    once, twice = role(images, draws), role(images, draws)
+    _must(bool((images == before).all()), "the input was written to")
+    _must(once.shape == images.shape and once.dtype == images.dtype, "shape or dtype changed")
+    _must(bool(once.isfinite().all()), "the result is not finite")
+    _must(torch.equal(once, twice), "the same draws give another result: take randomness from draws")
+    alone = role(images[2:3], draws.select(torch.tensor([2])))
+    _must(torch.allclose(alone, once[2:3], atol=1e-5), "an image's result depends on its batch")
+
+
+def _backbone(component: Component, dims: int) -> None:
+    torch.manual_seed(0)
+    role: Backbone = component.build(_options(component), 1, dims)
+    pyramid = role(torch.rand(2, 1, *[64] * dims))
+    _must(len(pyramid) == len(role.channels) == len(role.strides), "channels or strides are not many")
+    for level, channels, stride in zip(pyramid, role.channels, role.strides, strict=True):
+        expected = (2, channels, *[-(-64 // stride)] * dims)
+        _must(tuple(level.shape) == expected, f"a map is {tuple(level.shape)}, not {expected}")
+
+
+def _tracker(component: Component, dims: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        role: Tracker = component.build(_options(component), Path(folder))
+        role.log(1, {"losses/total": 0.5})
+        role.close()
+
+
+_OF_KIND: dict[str, Callable[[Component, int], None]] = {
+    "discriminator": _discriminator,
+    "restorer": _restorer,
+    "adversary": _adversary,
+    "distortion": _distortion,
+    "backbone": _backbone,
+    "tracker": _tracker,
+}
+
+
+def choice(kind: Kind, name: str, **options: Any) -> Choice:
+    """Return a chosen component with some options, for building by hand."""
+    component = installed().find(kind, name)
+    return Choice(name, component.options(**options))

@@ -1,0 +1,231 @@
+"""The training loop: players take turns on micro-batches, then all of them step."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dira_core.data.loader import Crops
+from dira_core.health import gradient_report, restoration_report
+from dira_core.metrics import embedding_stats
+from dira_core.optim import gradient_norm, set_lr
+from dira_core.precision import Precision
+from dira_core.recipe import Optimizer as OptimizerOptions
+from dira_core.recipe import Settings
+from dira_core.trio import Losses, Player, Turn
+from dira_core.types import Batch, Progress
+
+
+class Batches(Protocol):
+    """Where micro-batches of crops come from."""
+
+    batches_per_epoch: int
+    batch_size: int
+    unreadable: Mapping[int, str]
+
+    def order(self, epoch: int, salt: int) -> Tensor:
+        """Return the order of the images in an epoch, (N,)."""
+
+    def batches(self, epoch: int, start: int, salt: int) -> Iterator[Crops]:
+        """Yield the crops of an epoch from image number `start` of its order on."""
+
+
+class ViewMaker(Protocol):
+    """What turns crops into views, on the device."""
+
+    def __call__(self, crops: Crops, epoch: int, salt: int) -> Batch:
+        """Apply geometry, appearance and distortions."""
+
+
+class Watcher(Protocol):
+    """Who follows a run: logs, health, checkpoints, signals. Ends it by raising."""
+
+    def epoch_started(self, trainer: Trainer) -> None:
+        """Prepare an epoch."""
+
+    def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Take the metrics of a step (none unless due); raise to end the run, or `Setback`."""
+
+    def recover(self, trainer: Trainer, setback: Setback) -> None:
+        """Skip the step, go back to a checkpoint, or raise."""
+
+
+class Setback(Exception):  # noqa: N818 - not an error until the policy says so
+    """Something that a recovery policy decides about.
+
+    Args:
+        reason: What happened.
+        indices: Images of the step, where they are to blame.
+    """
+
+    def __init__(self, reason: str, indices: Sequence[int] = ()) -> None:
+        super().__init__(reason)
+        self.indices = tuple(indices)
+
+
+class Trainer:
+    """Train players until the last step.
+
+    Args:
+        players: Stepped together, the model first.
+        optimizers: Options of each player's optimizer, by the player's name.
+        loader: Yields crops.
+        views: Makes views of them.
+        precision: Of every player.
+        settings: Of the run.
+
+    Attributes:
+        step: Optimizer steps done.
+        salt: Times the run went back; draws and order after that are fresh ones.
+        waited: Seconds spent waiting for crops.
+    """
+
+    def __init__(
+        self,
+        players: Sequence[Player],
+        optimizers: Mapping[str, OptimizerOptions],
+        loader: Batches,
+        views: ViewMaker,
+        precision: Precision,
+        settings: Settings,
+    ) -> None:
+        self.players = players
+        self.optimizers = optimizers
+        self.loader = loader
+        self.views = views
+        self.precision = precision
+        self.settings = settings
+        self.step = 0
+        self.salt = 0
+        self.waited = 0.0
+        self.steps_per_epoch = loader.batches_per_epoch // settings.train.accumulate
+        self.total_steps = self.steps_per_epoch * settings.train.epochs
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        epoch = self.step // self.steps_per_epoch
+        return Progress(self.step, self.total_steps, epoch, self.settings.train.epochs)
+
+    @property
+    def images_per_step(self) -> int:
+        """Source images of one optimizer step: the global batch."""
+        return self.loader.batch_size * self.settings.train.accumulate
+
+    def next_images(self) -> list[int]:
+        """Return the first few images of the next step: a resumed run checks itself by them."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        start = done * self.images_per_step
+        return [int(i) for i in self.loader.order(epoch, self.salt)[start : start + 8]]
+
+    def fit(self, watcher: Watcher) -> None:
+        """Train from the current step to the last one."""
+        while self.step < self.total_steps:
+            try:
+                if self.step % self.steps_per_epoch == 0:
+                    watcher.epoch_started(self)
+                for pieces in self.steps():
+                    metrics = self.train_step(pieces)
+                    self.step += 1
+                    watcher.step_ended(self, metrics)
+            except Setback as setback:
+                watcher.recover(self, setback)
+
+    def train_step(self, pieces: Sequence[Crops]) -> dict[str, float]:
+        """Step every player once on the micro-batches of a step.
+
+        Returns:
+            Metrics, averaged over the micro-batches; empty unless this step is due for logging.
+
+        Raises:
+            Setback: A loss or gradient is not finite; no weight has changed.
+        """
+        here, examine = self.progress, self.step % self.settings.health.every == 0
+        seed_step(self.settings.seed, self.step, self.precision.device)
+        for player in self.players:
+            set_lr(player.optimizer, self.optimizers[player.name], here)
+            player.optimizer.zero_grad(set_to_none=True)
+        found: list[dict[str, Tensor]] = []
+        for piece in pieces:
+            turn = Turn(self.views(piece, here.epoch, self.salt))
+            found.append({})
+            for player in self.players:
+                with self.precision.autocast():
+                    losses = player.losses(turn)
+                found[-1] |= losses.metrics
+                if examine:
+                    found[-1] |= examined(player, losses, turn)
+                self.precision.backward(losses.total / len(pieces), player.inputs)
+        norms = {f"norm/{player.name}": self._clip(player) for player in self.players}
+        self._check_finite([*found, *([] if self.precision.scales else [norms])], pieces)
+        self.precision.step([player.optimizer for player in self.players])
+        for player in self.players:
+            player.after_step(here)
+        if examine or (self.step + 1) % self.settings.log.every == 0:
+            rates = {f"lr/{p.name}": p.optimizer.param_groups[-1]["lr"] for p in self.players}
+            return averaged([m | norms for m in found]) | rates
+        return {}
+
+    def steps(self) -> Iterator[list[Crops]]:
+        """Yield the micro-batches of one step after the other, to the end of the epoch."""
+        epoch, done = divmod(self.step, self.steps_per_epoch)
+        crops = self.loader.batches(epoch, done * self.images_per_step, self.salt)
+        for _ in range(done, self.steps_per_epoch):
+            started = time.perf_counter()
+            pieces = list(itertools.islice(crops, self.settings.train.accumulate))
+            self.waited += time.perf_counter() - started
+            yield pieces
+
+    def _clip(self, player: Player) -> Tensor:
+        """Unscale and clip a player's gradients; return their norm before."""
+        self.precision.unscale(player.optimizer)
+        parameters = [p for group in player.optimizer.param_groups for p in group["params"]]
+        norm = gradient_norm(parameters)
+        clip = self.optimizers[player.name].clip
+        if clip is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        return norm
+
+    def _check_finite(self, found: Sequence[Mapping[str, Tensor]], pieces: Sequence[Crops]) -> None:
+        """Raise a setback that names what is not finite, before it can reach a weight."""
+        watched = [(k, v) for m in found for k, v in m.items() if k.startswith(("losses/", "norm/"))]
+        if not watched or torch.stack([v.float() for _, v in watched]).isfinite().all():
+            return
+        broken = sorted({name for name, value in watched if not value.isfinite()})
+        indices = [int(i) for piece in pieces for i in piece.index]
+        raise Setback(f"{', '.join(broken)} not finite at step {self.step}", indices)
+
+
+def examined(player: Player, losses: Losses, turn: Turn) -> dict[str, Tensor]:
+    """Measure what a player learns: gradients at the backbone, spread of embeddings, restorations."""
+    report: dict[str, Tensor] = {}
+    if player.shared:
+        report |= gradient_report(losses.terms, player.shared)
+    if losses.embedding is not None:
+        report |= {f"embedding/{k}": v for k, v in embedding_stats(losses.embedding).items()}
+    if player.shared and turn.restored is not None:
+        views = turn.batch.views
+        target, distorted = (
+            torch.cat([getattr(v, kind) for v in views])[: len(turn.restored)]
+            for kind in ("crop", "image")
+        )
+        report |= restoration_report(turn.restored, target, distorted)
+    return report
+
+
+def averaged(found: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
+    """Average scalars over micro-batches."""
+    return {name: float(torch.stack([m[name].float() for m in found]).mean()) for name in found[0]}
+
+
+def seed_step(seed: int, step: int, device: torch.device) -> None:
+    """Make whatever torch draws inside a step (dropout) a function of seed and step."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % 2**63
+    torch.default_generator.manual_seed(mixed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(mixed)

@@ -1,0 +1,277 @@
+"""Discriminator, Restorer and Adversary as two players of one game (paper, eq. 4).
+
+The model player minimises L = w_dis L_dis + w_res L_res + w_adv L_adv over backbone, Discriminator and
+decoder; the critic player learns to tell crops from restored ones. Two exact savings against the plain
+order of computation, both shown bitwise equal to it in the tests: the generator's step asks the critic
+for the gradient at the restored image only, never for the critic's own; and the critic scores each
+restored image once, for both players.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dira_core.errors import RecipeError
+from dira_core.precision import Precision
+from dira_core.recipe import Weights
+from dira_core.roles import Adversary, Backbone, Discriminator, Encodings, FeaturePass, Restorer
+from dira_core.types import Batch, Objective, Progress
+
+
+@dataclass
+class Trio:
+    """A backbone and the roles that train it; any role but one may be absent."""
+
+    backbone: Backbone
+    discriminator: Discriminator | None = None
+    restorer: Restorer | None = None
+    adversary: Adversary | None = None
+
+    def check(self) -> None:
+        """Raise a RecipeError unless there is something to train, and images for a critic to judge."""
+        if self.discriminator is None and self.restorer is None:
+            raise RecipeError("nothing to train: choose a discriminator (--disc) or a restorer (--res)")
+        if self.adversary is not None and self.restorer is None:
+            raise RecipeError("an adversary judges restored images: choose a restorer (--res) as well")
+
+    @property
+    def n_views(self) -> int:
+        """Views of an image the roles need."""
+        compared = self.discriminator.n_views if self.discriminator else 1
+        return max(compared, self.restorer.n_restored if self.restorer else 1)
+
+
+@dataclass
+class Turn:
+    """One micro-batch on its way from player to player."""
+
+    batch: Batch
+    restored: Tensor | None = None
+    fake_scores: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What a player minimises.
+
+    Attributes:
+        total: Scalar to go backward from; its gradient is that of the weighted sum.
+        terms: Differentiable weighted objectives, by name, for measuring gradients.
+        metrics: Detached scalars for the log: each loss, unweighted, and what the roles report.
+        embedding: z of view 0, detached, or None.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    embedding: Tensor | None = None
+
+
+class Player(ABC):
+    """Modules, their loss and their optimizer, stepped together.
+
+    Attributes:
+        name: For logs and checkpoints.
+        module: What is trained.
+        optimizer: Over the module's parameters.
+        shared: Parameters that several objectives pull at: the backbone's, for the model.
+    """
+
+    name: str
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    shared: Sequence[Tensor] = ()
+
+    @abstractmethod
+    def losses(self, turn: Turn) -> Losses:
+        """Compute the losses of a micro-batch; leave in `turn` what later players need."""
+
+    @property
+    def inputs(self) -> list[Tensor] | None:
+        """Where gradients may accumulate; None for every leaf of the graph."""
+        return None
+
+    def after_step(self, progress: Progress) -> None:  # noqa: B027
+        """Update what is not trained by gradient, after all players stepped."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What the model made of a batch."""
+
+    objective: Objective | None
+    restored: Tensor | None
+    distance: Tensor | None
+
+
+class Model(nn.Module):
+    """Backbone, Discriminator and decoder: one forward pass computes all they need.
+
+    Args:
+        trio: The roles; its adversary is not part of the model.
+        discriminator_sees: "image" (distorted) or "clean"; the Restorer always sees the image.
+    """
+
+    def __init__(self, trio: Trio, discriminator_sees: str = "image") -> None:
+        super().__init__()
+        self.backbone = trio.backbone
+        self.discriminator = trio.discriminator
+        self.restorer = trio.restorer
+        self._sees = discriminator_sees
+
+    def forward(self, batch: Batch) -> Attempt:
+        """Embed and restore; a view is encoded once, unless the roles see different images of it."""
+        seen = Encodings(self.backbone, batch, self._sees)
+        distorted = seen if self._sees == "image" else Encodings(self.backbone, batch)
+        objective = self.discriminator(seen) if self.discriminator else None
+        if self.restorer is None:
+            return Attempt(objective, None, None)
+        restored, distances = [], []
+        for view in range(self.restorer.n_restored):
+            whole = self.restorer(distorted[view].pyramid)
+            sides = batch.views[view].crop.shape[2:]  # a pyramid does not tell 75 px from 76
+            restored.append(whole[(..., *map(slice, sides))])
+            distances.append(self.restorer.distance(restored[-1], batch.views[view]))
+        return Attempt(objective, torch.cat(restored), torch.stack(distances).mean())
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Return parameter groups: the Discriminator's own, then backbone and decoder."""
+        rest = [self.backbone, *([self.restorer] if self.restorer else [])]
+        groups = self.discriminator.param_groups() if self.discriminator else []
+        return [*groups, {"params": [p for m in rest for p in m.parameters() if p.requires_grad]}]
+
+
+class ModelPlayer(Player):
+    """Minimise eq. 4 over the model.
+
+    Args:
+        model: Backbone, Discriminator and decoder.
+        optimizer: Over its parameters.
+        weights: w_dis, w_res, w_adv.
+        precision: Takes the adversarial gradient at the restored image.
+        critic: Scores images; None leaves L_adv out.
+        adversary: The loss of those scores.
+    """
+
+    name = "model"
+
+    def __init__(
+        self,
+        model: Model,
+        optimizer: torch.optim.Optimizer,
+        weights: Weights,
+        precision: Precision,
+        critic: nn.Module | None = None,
+        adversary: Adversary | None = None,
+    ) -> None:
+        self.module = model
+        self.optimizer = optimizer
+        self.shared = [p for p in model.backbone.parameters() if p.requires_grad]
+        self._discriminator = model.discriminator
+        self._weights = weights
+        self._precision = precision
+        self._critic = critic
+        self._adversary = adversary
+
+    def losses(self, turn: Turn) -> Losses:
+        """Embed, restore, and take the critic's gradient at the restored image."""
+        attempt: Attempt = self.module(turn.batch)
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        embedding = None
+        if attempt.objective is not None:
+            terms["dis"] = self._weights.dis * attempt.objective.loss
+            metrics["losses/dis"] = attempt.objective.loss.detach()
+            metrics.update({f"dis/{k}": v.detach() for k, v in attempt.objective.metrics.items()})
+            if attempt.objective.embedding is not None:
+                embedding = attempt.objective.embedding.detach()
+        if attempt.restored is not None and attempt.distance is not None:
+            terms["res"] = self._weights.res * attempt.distance
+            metrics["losses/res"] = attempt.distance.detach()
+            turn.restored = attempt.restored.detach()
+        total = sum(metrics[f"losses/{name}"] * getattr(self._weights, name) for name in terms)
+        if self._critic is not None and attempt.restored is not None:
+            loss, surrogate = self._judge(turn, attempt.restored)
+            terms["adv"] = surrogate
+            metrics["losses/adv"] = loss
+            total = total + self._weights.adv * loss
+        metrics["losses/total"] = torch.as_tensor(total)
+        return Losses(torch.stack(list(terms.values())).sum(), terms, metrics, embedding)
+
+    def epoch_started(self, progress: Progress, features: FeaturePass) -> None:
+        """Let the Discriminator prepare an epoch."""
+        if self._discriminator is not None:
+            self._discriminator.epoch_started(progress, features)
+
+    def after_step(self, progress: Progress) -> None:
+        """Let the Discriminator update its teacher or queue."""
+        if self._discriminator is not None:
+            self._discriminator.after_step(progress)
+
+    def _judge(self, turn: Turn, restored: Tensor) -> tuple[Tensor, Tensor]:
+        """Return L_adv, and a scalar whose gradient at the model is that of w_adv L_adv."""
+        assert self._critic is not None
+        assert self._adversary is not None
+        judged = restored.detach().requires_grad_()
+        turn.fake_scores = self._critic(judged, condition(self._adversary, turn, restored))
+        loss = self._adversary.generator_loss(turn.fake_scores)
+        pull = self._precision.gradient(self._weights.adv * loss, judged)
+        return loss.detach(), (restored * pull).sum()
+
+
+class CriticPlayer(Player):
+    """Minimise the critic's loss; reuses the scores of the restored images.
+
+    Args:
+        module: The critic (or its data-parallel wrapper).
+        optimizer: Over its parameters.
+        adversary: The loss of its scores.
+    """
+
+    name = "critic"
+
+    def __init__(
+        self, module: nn.Module, optimizer: torch.optim.Optimizer, adversary: Adversary
+    ) -> None:
+        self.module = module
+        self.optimizer = optimizer
+        self._adversary = adversary
+        self._parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+
+    @property
+    def inputs(self) -> list[Tensor] | None:
+        """The critic's parameters: the restored images need no gradient here."""
+        return self._parameters
+
+    def losses(self, turn: Turn) -> Losses:
+        """Score the crops; compare with the scores the model player left."""
+        assert turn.restored is not None
+        assert turn.fake_scores is not None
+        views = turn.batch.views
+        real = torch.cat([v.crop for v in views])[: len(turn.restored)]
+        given = condition(self._adversary, turn, turn.restored)
+        scores = self.module(real, given)
+        loss = self._adversary.critic_loss(scores, turn.fake_scores)
+        penalty = self._adversary.penalty(real, turn.restored, given)
+        metrics = {
+            "losses/critic": loss.detach(),
+            "critic/real": scores.detach().float().mean(),
+            "critic/fake": turn.fake_scores.detach().float().mean(),
+        }
+        if penalty is not None:
+            metrics["losses/penalty"] = penalty.detach()
+            loss = loss + penalty
+        return Losses(loss, {"critic": loss}, metrics)
+
+
+def condition(adversary: Adversary, turn: Turn, restored: Tensor) -> Tensor | None:
+    """Return the distorted images a conditional critic sees beside the restored ones, or None."""
+    if not adversary.conditional:
+        return None
+    return torch.cat([v.image for v in turn.batch.views])[: len(restored)]

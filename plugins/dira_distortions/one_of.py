@@ -1,0 +1,49 @@
+"""The choice between distortions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+from torch import Tensor, nn
+
+from dira_core import Distortion, Draws, distort
+
+
+class OneOf(Distortion):
+    """Apply one distortion of several to each image, or none.
+
+    Args:
+        weights: Probability of each; what is missing to 1 leaves images as they are.
+        parts: The distortions, each with the probability that it is applied when chosen.
+    """
+
+    def __init__(self, weights: Sequence[float], parts: Sequence[tuple[Distortion, float]]) -> None:
+        super().__init__()
+        self.weights = [*weights, max(0.0, 1 - sum(weights))]
+        self.distortions = nn.ModuleList(distortion for distortion, _ in parts)
+        self.p = [p for _, p in parts]
+
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return (B, C, *S), each image with its own distortion."""
+        distorted = images.clone()
+        for distortion, p, rows, own in self._chosen(draws):
+            distorted[rows] = distort(distortion, images[rows], own, p)
+        return distorted
+
+    def box(self, box: Tensor, draws: Draws) -> Tensor:
+        """Return where the crops lie after a geometric choice, (B, len(S), 2)."""
+        moved = box.clone()
+        for distortion, p, rows, own in self._chosen(draws):
+            picked = own.bernoulli("p", p)
+            place = rows[picked]
+            moved[place] = distortion.box(box[place], own.select(picked))
+        return moved
+
+    def _chosen(self, draws: Draws) -> Iterator[tuple[Distortion, float, Tensor, Draws]]:
+        """Yield each distortion with its p, the rows it is chosen for and its draws for them."""
+        chosen = draws.choice("chosen", self.weights)
+        for number, (distortion, p) in enumerate(zip(self.distortions, self.p, strict=True)):
+            rows = (chosen == number).nonzero().squeeze(1)
+            if len(rows):
+                yield cast(Distortion, distortion), p, rows, draws.child(str(number)).select(rows)

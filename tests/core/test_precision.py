@@ -1,0 +1,66 @@
+"""Number formats are chosen by the hardware and scale what must be scaled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dira_core.errors import RecipeError
+from dira_core.precision import Precision, resolve_device, resolve_precision
+
+CPU = torch.device("cpu")
+
+
+def test_auto_takes_bf16_only_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, expected in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        assert resolve_precision("auto", CPU) == expected
+    assert resolve_precision("fp16", CPU) == "fp16"
+
+
+def test_cuda_without_a_gpu_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_device("auto") == CPU
+    with pytest.raises(RecipeError, match="train.device=cpu"):
+        resolve_device("cuda")
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_networks_compute_in_the_chosen_format(name: str, dtype: torch.dtype) -> None:
+    with Precision(name, CPU).autocast():
+        assert nn.Linear(2, 2)(torch.ones(1, 2)).dtype == dtype
+
+
+def test_fp16_gradients_are_unscaled_before_the_step() -> None:
+    steps = []
+    for name in ("fp32", "fp16"):
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+        precision = Precision(name, CPU)
+        precision.backward(layer(torch.ones(3, 4)).square().mean())
+        precision.unscale(optimizer)
+        precision.step([optimizer])
+        steps.append(layer.weight.detach().clone())
+    torch.testing.assert_close(*steps)
+
+
+def test_an_overflowing_fp16_step_is_left_out_and_halves_the_scale() -> None:
+    layer = nn.Linear(1, 1)
+    before = layer.weight.detach().clone()
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    precision = Precision("fp16", CPU)
+    precision.backward(layer(torch.ones(1, 1)).sum() * 3e38)
+    scale = precision.state_dict()["scale"]
+    precision.unscale(optimizer)
+    precision.step([optimizer])
+    assert torch.equal(layer.weight, before)
+    assert precision.state_dict()["scale"] == scale / 2
+
+
+def test_the_scale_survives_a_checkpoint() -> None:
+    precision, again = Precision("fp16", CPU), Precision("fp16", CPU)
+    state = precision.state_dict() | {"scale": 8.0}
+    again.load_state_dict(state)
+    assert again.state_dict()["scale"] == 8.0

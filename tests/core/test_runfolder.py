@@ -1,0 +1,398 @@
+"""One owner of a run folder, a status that is the truth, logs without doubles."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from dira_core import files, runfolder
+from dira_core.errors import ResourceError, RunFolderError
+from dira_core.runfolder import Lines, RunFolder, new_run_folder, read_lines
+
+# Newer Pythons warn of any fork in a process that has threads; these children only own and wait.
+pytestmark = pytest.mark.filterwarnings("ignore:This process.*fork:DeprecationWarning")
+
+
+@contextmanager
+def owner_of(folder: Path, *, with_worker: bool = False) -> Iterator[int]:
+    """Fork a process that owns a run folder, and perhaps a worker of it; yield the owner's pid."""
+    listen, tell = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        os.setpgid(0, 0)
+        with RunFolder(folder):
+            if with_worker and os.fork() > 0:
+                time.sleep(60)
+            os.write(tell, b"!")
+            time.sleep(60)
+        os._exit(0)
+    os.close(tell)
+    assert os.read(listen, 1) == b"!"
+    try:
+        yield owner
+    finally:
+        os.killpg(owner, signal.SIGKILL)
+        with suppress(ChildProcessError):
+            os.waitpid(owner, 0)
+        os.close(listen)
+
+
+def test_a_new_folder_is_made_and_holds_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "a"
+    with RunFolder(path) as folder:
+        folder.write_recipe("seed = 3\n")
+        folder.status("running", step=4)
+        assert folder.read_status() == "running"
+    assert (path / "recipe.toml").read_text() == "seed = 3\n"
+    assert RunFolder(path).report() == {
+        "status": "running",
+        "reason": "",
+        "step": 4,
+        "resume": f"dira run --resume {path}",
+    }
+
+
+def test_the_resume_command_survives_a_shell_and_done_has_none(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "my run") as folder:
+        folder.status("preempted", "SIGTERM")
+        assert folder.report()["resume"] == f"dira run --resume '{tmp_path}/my run'"
+        folder.status("done", loss=float("nan"))
+        assert folder.report() == {"status": "done", "reason": "", "loss": None}
+
+
+def test_a_folder_without_status_reads_as_nothing(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path).report() == {}
+    assert RunFolder(tmp_path).read_status() == ""
+
+
+def test_a_damaged_status_is_named(tmp_path: Path) -> None:
+    (tmp_path / "status.json").write_text('{"status": ')
+    with pytest.raises(RunFolderError, match=r"status\.json is damaged"):
+        RunFolder(tmp_path).report()
+
+
+def test_a_second_process_is_refused_by_pid_and_host_until_the_owner_dies(tmp_path: Path) -> None:
+    with owner_of(tmp_path) as owner:
+        message = f"in use by pid {owner} on {socket.gethostname()}"
+        with pytest.raises(RunFolderError, match=message):
+            RunFolder(tmp_path).__enter__()
+    with RunFolder(tmp_path):
+        pass
+
+
+def test_a_worker_that_outlives_its_killed_owner_does_not_hold_the_folder(tmp_path: Path) -> None:
+    with owner_of(tmp_path, with_worker=True) as owner:
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+        os.killpg(owner, 0)  # raises if no worker is left
+        with RunFolder(tmp_path):
+            pass
+
+
+def test_a_fork_does_not_release_the_folder_of_its_parent(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        child = os.fork()
+        if child == 0:
+            folder.__exit__(None, None, None)
+            os._exit(0)
+        os.waitpid(child, 0)
+        with pytest.raises(RunFolderError, match="in use"), RunFolder(tmp_path):
+            pass
+
+
+def test_one_process_cannot_own_a_folder_twice_at_a_time(tmp_path: Path) -> None:
+    with RunFolder(tmp_path):
+        with pytest.raises(RunFolderError, match=f"pid {os.getpid()}"), RunFolder(tmp_path):
+            pass
+        with pytest.raises(RunFolderError, match=f"pid {os.getpid()}"), RunFolder(tmp_path):
+            pass
+
+
+def test_a_disk_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(file: int, operation: int) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with RunFolder(tmp_path):
+        assert "no locks on this disk" in caplog.text
+
+
+def test_foreign_content_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "scan.dcm").write_text("x")
+    with pytest.raises(RunFolderError, match="1 files or folders that are not a run") as caught:
+        RunFolder(tmp_path).__enter__()
+    assert "scan" not in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["scan.dcm"]
+
+
+def test_a_file_is_no_run_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(RunFolderError, match="is a file"):
+        RunFolder(tmp_path / "a").__enter__()
+
+
+@pytest.mark.parametrize(
+    ("status", "way_out"), [("running", "--resume"), ("preempted", "--resume"), ("done", "--out")]
+)
+def test_a_run_is_not_overwritten(tmp_path: Path, status: runfolder.Status, way_out: str) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.write_recipe("")
+        folder.status(status)
+    with pytest.raises(RunFolderError, match=way_out):
+        RunFolder(tmp_path).__enter__()
+    with RunFolder(tmp_path, resume=True) as folder:
+        assert folder.read_status() == status
+
+
+def test_a_refused_folder_is_not_locked(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.status("running")
+    for _ in range(2):
+        with pytest.raises(RunFolderError, match="unfinished"):
+            RunFolder(tmp_path).__enter__()
+
+
+def test_resuming_what_is_not_there_makes_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RunFolderError, match="nothing to resume"):
+        RunFolder(tmp_path / "a", resume=True).__enter__()
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_killed_before_its_first_file_was_whole_starts_anew(tmp_path: Path) -> None:
+    (tmp_path / "run.lock").touch()
+    torn = tmp_path / f".recipe.toml.{'0' * 32}.tmp"
+    torn.write_text("see")
+    with RunFolder(tmp_path) as folder:
+        assert not torn.exists()
+        folder.write_recipe("seed = 1")
+
+
+def test_a_moved_run_folder_resumes(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "a") as folder:
+        folder.write_recipe("")
+    (tmp_path / "a").rename(tmp_path / "b")
+    with RunFolder(tmp_path / "b", resume=True) as folder:
+        folder.status("running")
+        assert folder.report()["resume"].endswith("/b")
+
+
+def test_entering_sweeps_what_killed_saves_left(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.write_recipe("")
+    left = [tmp_path / "checkpoints" / name for name in (".tmp-step-1-ab", ".trash-step-1-ab")]
+    for path in left:
+        path.mkdir(parents=True)
+        (path / "model.safetensors").touch()
+    with RunFolder(tmp_path, resume=True) as folder:
+        assert not any(path.exists() for path in left)
+        assert folder.checkpoints.latest() is None
+
+
+def test_the_environment_names_versions_and_neither_person_nor_machine(tmp_path: Path) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.write_environment()
+    text = (tmp_path / "environment.json").read_text()
+    environment = json.loads(text)
+    assert environment["threads"] == 1
+    assert {"python", "dira", "torch", "plugins", "platform", "device"} <= environment.keys()
+    assert f'"{getpass.getuser()}"' not in text
+    assert socket.gethostname() not in text
+    assert os.getcwd() not in text
+    assert str(Path.home()) not in text
+
+
+def test_another_environment_on_resume_is_a_warning_that_names_what_changed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RunFolder(tmp_path) as folder:
+        folder.write_environment()
+        folder.write_environment()
+        assert not caplog.text
+        path = tmp_path / "environment.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"threads": 7}))
+        folder.write_environment()
+    assert "threads 7 -> 1" in caplog.text
+
+
+def test_a_status_that_cannot_be_written_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    with RunFolder(tmp_path) as folder:
+        folder.status("running")
+        monkeypatch.setattr(files, "write_synced", full)
+        folder.status("failed", "no space")
+        assert folder.read_status() == "running"
+    assert "no space left in" in caplog.text
+
+
+def test_lines_come_back_with_null_for_what_is_not_finite(tmp_path: Path) -> None:
+    lines = Lines(tmp_path / "metrics.jsonl")
+    lines.append({"step": 1, "loss": float("nan"), "name": "ä\n"})
+    lines.append({"step": 2, "loss": float("-inf"), "name": None})
+    assert list(read_lines(tmp_path / "metrics.jsonl")) == [
+        {"step": 1, "loss": None, "name": "ä\n"},
+        {"step": 2, "loss": None, "name": None},
+    ]
+
+
+def test_a_missing_log_has_no_lines_and_position_zero(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert list(read_lines(path)) == []
+    assert Lines(path).position() == 0
+    Lines(path).truncate(0)
+    assert not path.exists()
+
+
+def test_truncating_to_a_position_leaves_no_doubles(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = Lines(path)
+    for step in range(5):
+        lines.append({"step": step})
+    position = lines.position()
+    unbroken = path.read_bytes()
+    for step in range(5, 9):
+        lines.append({"step": step})
+    unbroken += b"".join(b'{"step": %d}\n' % step for step in range(5, 12))
+    resumed = Lines(path)
+    resumed.truncate(position)
+    for step in range(5, 12):
+        resumed.append({"step": step})
+    assert path.read_bytes() == unbroken
+
+
+def test_a_torn_last_line_is_not_read_and_goes_on_resume(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    whole = b'{"step": 1}\n{"step": 2}\n'
+    for n in range(1, len(b'{"step": 3}')):
+        path.write_bytes(whole + b'{"step": 3}'[:n])
+        assert [line["step"] for line in read_lines(path)] == [1, 2]
+        Lines(path).truncate(len(whole) + n)
+        assert path.read_bytes() == whole
+
+
+def test_a_log_shorter_than_the_checkpoint_says_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    Lines(path).append({"step": 1})
+    Lines(path).truncate(100)
+    assert "lacks 88 bytes" in caplog.text
+    assert path.read_bytes() == b'{"step": 1}\n'
+
+
+def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(RunFolderError, match=r"line 2 of metrics\.jsonl is damaged"):
+        list(read_lines(path))
+
+
+def test_a_full_disk_drops_lines_with_one_warning_and_tears_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = Lines(path)
+    lines.append({"step": 1})
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr("os.write", lambda file, data: write(file, data[:5]))
+        lines.append({"step": 2})
+        lines.append({"step": 3})
+    lines.append({"step": 4})
+    assert [line["step"] for line in read_lines(path)] == [1, 4]
+    assert lines.dropped == 2
+    assert caplog.text.count("cannot be written") == 1
+
+
+def test_a_log_whose_folder_is_gone_drops_lines(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = Lines(tmp_path / "gone" / "metrics.jsonl")
+    lines.append({"step": 1})
+    assert lines.dropped == 1
+    assert "No such file" in caplog.text
+
+
+def test_names_of_runs_are_safe_and_counted(tmp_path: Path) -> None:
+    recipe = "simsiam-unet-patchgan-phantom"
+    made = [new_run_folder(tmp_path / "runs", None, recipe) for _ in range(3)]
+    assert [path.name for path in made] == [recipe, f"{recipe}-2", f"{recipe}-3"]
+    assert all(path.is_dir() for path in made)
+    with RunFolder(made[2]):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "safe"),
+    [
+        ("../../etc", "etc"),
+        ("a b/c\nd", "a-b-c-d"),
+        ("..", "run"),
+        ("", "fallback"),
+        ("x" * 300, "x" * 100),
+        ("<script>", "script"),
+        ("-rf", "rf"),
+    ],
+)
+def test_a_name_cannot_leave_the_root(tmp_path: Path, name: str, safe: str) -> None:
+    assert new_run_folder(tmp_path, name, "fallback") == tmp_path / safe
+
+
+def test_write_atomic_keeps_the_old_bytes_when_the_disk_is_full_at_any_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "status.json"
+    files.write_atomic(path, b"old")
+    for k in range(0, 200, 7):
+
+        def full(aside: Path, data: bytes, k: int = k) -> None:
+            aside.write_bytes(data[:k])
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(files, "write_synced", full)
+        with pytest.raises(ResourceError, match=r"no space left in .*: need 0\.2 KiB, have .*iB"):
+            files.write_atomic(path, b"n" * 200)
+        assert path.read_bytes() == b"old"
+        assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_write_atomic_waits_for_the_data_before_the_name_and_then_for_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(file: int) -> None:
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{file}") else "file")
+        fsync(file)
+
+    def noted_replace(old: Path, new: Path) -> None:
+        assert Path(old).parent == Path(new).parent
+        done.append("replace")
+        replace(old, new)
+
+    monkeypatch.setattr("os.fsync", noted_fsync)
+    monkeypatch.setattr("os.replace", noted_replace)
+    files.write_atomic(tmp_path / "a", b"x")
+    assert done == ["file", "replace", "folder"]
+
+
+def test_a_quota_and_the_rights_are_told_from_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match="have a full quota"), files.writing(tmp_path, 1):
+        raise OSError(122, "Disk quota exceeded")
+    with pytest.raises(RunFolderError, match="Permission denied"), files.writing(tmp_path, 1):
+        raise PermissionError(13, "Permission denied")

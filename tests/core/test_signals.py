@@ -1,0 +1,81 @@
+"""Signals set one flag; only a second SIGINT interrupts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from dira_core.signals import EXIT_INTERRUPTED, EXIT_PREEMPTED, WATCHED, Stop
+
+
+def test_nothing_is_requested_before_a_signal_comes() -> None:
+    with Stop() as stop:
+        assert stop.requested is None
+        assert stop.since is None
+
+
+@pytest.mark.parametrize("number", WATCHED)
+def test_a_signal_sets_the_flag_and_its_time_and_nothing_else(number: signal.Signals) -> None:
+    before = time.monotonic()
+    with Stop() as stop:
+        os.kill(os.getpid(), number)
+        assert stop.requested == number.name
+        assert stop.since is not None
+        assert before <= stop.since <= time.monotonic()
+
+
+def test_twenty_signals_are_one_request_by_the_first_of_them() -> None:
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        since = stop.since
+        for number in [signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2] * 6 + [signal.SIGINT]:
+            os.kill(os.getpid(), number)
+        assert (stop.requested, stop.since) == ("SIGUSR1", since)
+
+
+def test_the_second_sigint_interrupts_and_restores_the_default() -> None:
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested == "SIGINT"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_sigint_after_a_sigterm_is_the_first_sigint() -> None:
+    with Stop() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested == "SIGTERM"
+
+
+def test_the_handlers_from_before_are_back_on_exit() -> None:
+    before = [signal.getsignal(number) for number in WATCHED]
+    with Stop():
+        assert all(signal.getsignal(number) not in before for number in WATCHED)
+    assert [signal.getsignal(number) for number in WATCHED] == before
+
+
+def test_outside_the_main_thread_it_changes_no_handler() -> None:
+    found: list[object] = []
+
+    def look() -> None:
+        with Stop() as stop:
+            found.extend(signal.getsignal(number) for number in WATCHED)
+            found.append(stop.requested)
+
+    before = [signal.getsignal(number) for number in WATCHED]
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert found == [*before, None]
+
+
+def test_exit_codes_are_those_of_shells_and_sysexits() -> None:
+    assert EXIT_PREEMPTED == os.EX_TEMPFAIL
+    assert EXIT_INTERRUPTED["SIGINT"] == 130
+    assert EXIT_INTERRUPTED["SIGTERM"] == 143
