@@ -62,7 +62,8 @@ def examine(model: Model, batch: Batch, precision: Precision) -> Sample:
     if attempt.objective is not None and attempt.objective.embedding is not None:
         stats = embedding_stats(attempt.objective.embedding)
         found |= {f"embedding/{name}": value for name, value in stats.items()}
-    return Sample(batch, attempt, {name: float(value) for name, value in found.items()})
+    known = {name: float(value) for name, value in found.items() if value.isfinite()}
+    return Sample(batch, attempt, known)
 
 
 def probe(backbone: Backbone, source: Source, settings: Settings, device: torch.device) -> float | None:

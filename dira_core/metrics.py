@@ -63,6 +63,8 @@ def embedding_stats(z: Tensor) -> dict[str, Tensor]:
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         unit = F.normalize(z.detach().float(), dim=1)
         std = unit.std(0).mean() * unit.shape[1] ** 0.5
+        if not unit.isfinite().all():
+            return {"std": std, "rank": std}  # NaN: no decomposition takes it
         singular = torch.linalg.svdvals(unit)
         share = singular / singular.sum().clamp(min=torch.finfo(torch.float32).tiny)
         return {"std": std, "rank": torch.special.entr(share).sum().exp()}

@@ -65,6 +65,7 @@ class Session:
 
     Attributes:
         notes: JSON values that travel with every checkpoint (what was measured before training).
+        images_per_s: Source images a second since this process took its first step.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Session:
         features: FeaturePass,
     ) -> None:
         self.notes: dict[str, Any] = {}
+        self.images_per_s = 0.0
         self._folder = folder
         self._source = source
         self._settings = settings
@@ -92,6 +94,7 @@ class Session:
         self._metrics = Lines(folder.path / "metrics.jsonl")
         self._speed = Lines(folder.path / "speed.jsonl")
         self._unreadable = 0
+        self._first: tuple[int, float] | None = None
         self._since = (0, time.perf_counter(), 0.0)
 
     def epoch_started(self, trainer: Trainer) -> None:
@@ -216,6 +219,9 @@ class Session:
 
     def _pace(self, trainer: Trainer) -> dict[str, float]:
         """Return images a second, the part of the time spent waiting for data, and peak memory."""
+        self._first = self._first or (trainer.step, time.perf_counter())
+        done, passed = trainer.step - self._first[0], time.perf_counter() - self._first[1]
+        self.images_per_s = done * trainer.images_per_step / passed if done else 0.0
         step, then, waited = self._since
         self._since = (trainer.step, time.perf_counter(), trainer.waited)
         spent = max(1e-9, self._since[1] - then)

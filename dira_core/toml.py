@@ -18,9 +18,8 @@ MAX_BYTES = 256 * 1024
 MAX_DEPTH = 32
 """Tables and lists within each other; a recipe needs about six."""
 
-_LONG_KEY = re.compile(
-    r"(?<![^\s=,\[\]{}#])(?:[^\s.=,\[\]{}#]++[ \t]*+\.[ \t]*+){%d}" % MAX_DEPTH
-)
+_KEY_PART = r"[^\s.=,\[\]{}#]++[ \t]*+\.[ \t]*+"
+_LONG_KEY = re.compile(rf"(?<![^\s=,\[\]{{}}#])(?:{_KEY_PART}){{{MAX_DEPTH}}}")
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 

@@ -18,7 +18,7 @@ from dira_core.plugins import installed
 def main() -> None:
     """Run the command line; an error a user can mend is one plain line and its exit code."""
     try:
-        command_line()()
+        command_line()(prog_name="dira")
     except DiraError as error:
         # no markup: rich would swallow "[cpu]"
         print(f"error: {error}", file=sys.stderr)

@@ -123,7 +123,7 @@ def show(result: Result) -> None:
     ]
     typer.echo(f"{'':40}{'before':>10}{'after':>10}")
     for text, key, form in rows:
-        if after.get(key) is not None:
+        if before.get(key) is not None and after.get(key) is not None:
             typer.echo(f"{text:40}{form.format(before[key]):>10}{form.format(after[key]):>10}")
     typer.echo(f"{result.summary['steps']} steps, {result.summary['images_per_s']:.0f} images/s")
     if result.summary["unreadable"]:

@@ -16,10 +16,10 @@ Window = Literal["auto", "full", "percentile"] | tuple[float, float]
 MAX_VALUES = 2**28
 """Most values (pixels x channels) of one image."""
 
-MAX_RATIO = 1000
+MAX_RATIO = 200
 """Most decoded bytes per byte of file, for images above `FREE_BYTES`: beyond it lies a bomb."""
 
-FREE_BYTES = 2**26
+FREE_BYTES = 2**25
 
 
 @dataclass(frozen=True)

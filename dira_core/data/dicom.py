@@ -23,7 +23,7 @@ from pydicom.pixels.utils import get_expected_length, pixel_array
 from dira_core.data import Decoded, check_size
 from dira_core.errors import DataError
 
-MAX_INFLATED = 2**27
+MAX_INFLATED = 2**26
 """Most bytes a deflated file may become; larger files may grow eightfold."""
 
 PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")

@@ -228,7 +228,8 @@ class Loader:
         needed = self.batch_size * settings.train.accumulate
         if len(source) < needed:
             raise DataError(
-                f"a step needs {needed} images, the source has {len(source)}: choose a smaller --batch-size or more data"
+                f"a step needs {needed} images, the source has {len(source)}: choose a smaller "
+                "--batch-size or more data"
             )
         self.unreadable: dict[int, str] = {}
         self._n = len(source)

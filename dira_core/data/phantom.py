@@ -55,7 +55,7 @@ class Dice:
 def ramp(x: Plane) -> Plane:
     """Step smoothly from 0 at x = 0 to 1 at x = 1."""
     x = np.clip(x, 0.0, 1.0)
-    return x * x * (3.0 - 2.0 * x)
+    return np.asarray(x * x * (3.0 - 2.0 * x))
 
 
 def bump(x: Plane) -> Plane:

@@ -63,7 +63,8 @@ def test_a_limit_reads_images_spread_over_the_source(images: Path) -> None:
     source = FolderSource(FolderOptions(path=images))
     found = audit(source, limit=2, tick=lambda: ticks.append(None))
     assert (found.images, found.examined, len(ticks)) == (7, 2, 2)
-    assert found.formats == {"PNG": 1, "TIFF": 1}  # of seven: 0.png, copy.tif
+    assert found.formats == {"PNG": 1}
+    assert found.unreadable == [("bad.png", "empty file")]  # the fourth of seven
 
 
 def test_labels_are_counted_by_their_text(images: Path) -> None:

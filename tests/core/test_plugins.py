@@ -39,7 +39,7 @@ def component(name: str, options: type[Options] = Knobs) -> Component:
     return Component(name, options, lambda options: options, summary=f"the {name}")
 
 
-@pytest.fixture()
+@pytest.fixture
 def entry(monkeypatch: pytest.MonkeyPatch) -> Entry:
     monkeypatch.setattr(loading, "SLOW_SECONDS", 60.0)
 
@@ -60,7 +60,7 @@ def offering(*items: object) -> Callable[[], Iterator[object]]:
     return hookimpl(hook)
 
 
-@pytest.fixture()
+@pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def these(*entries: EntryPoint) -> None:
         loaded = load(entries)
@@ -185,7 +185,9 @@ def test_hooks_that_observe_are_called(entry: Entry) -> None:
     def dira_run_ended(status: str) -> None:
         seen.append(status)
 
-    load([entry("a", dira_run_ended=dira_run_ended)]).hook.dira_run_ended(folder=None, status="done")
+    load([entry("a", dira_run_ended=dira_run_ended)]).hook.dira_run_ended(
+        folder=None, status="done"
+    )
     assert seen == ["done"]
 
 
@@ -220,7 +222,7 @@ class Model(BaseModel):
     maybe: Annotated[Choice | None, Chosen("discriminator", optional=True)] = None
 
 
-@pytest.fixture()
+@pytest.fixture
 def kit(entry: Entry, use: Callable[..., None]) -> None:
     use(
         entry(

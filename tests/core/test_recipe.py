@@ -1,4 +1,4 @@
-"""From layers to one validated recipe, and back to TOML; components come from a fake distribution."""
+"""From layers to one validated recipe and back to TOML; a fake distribution brings components."""
 
 from __future__ import annotations
 
@@ -255,7 +255,9 @@ def test_what_does_not_fit_together_is_refused(layer: dict[str, Any], key: str) 
     assert line.startswith(f"{key}: ")
 
 
-@pytest.mark.parametrize("roles", [{"restorer": "draw"}, {"restorer": "draw", "adversary": "judge"}])
+@pytest.mark.parametrize(
+    "roles", [{"restorer": "draw"}, {"restorer": "draw", "adversary": "judge"}]
+)
 @pytest.mark.parametrize("discriminator", ["beta", None])
 def test_any_trio_with_something_to_train_is_accepted(roles: Any, discriminator: Any) -> None:
     assert recipe({"discriminator": discriminator, **roles}).restorer is not None
@@ -381,7 +383,9 @@ def test_what_is_written_reads_back_the_same(table: dict[str, Any]) -> None:
 def test_numbers_keep_their_type() -> None:
     table = {"a": 1, "b": 1.0, "c": 1e-300, "d": 1e300, "e": True, "f": -0.0, "g": 2**70}
     back = tomllib.loads(toml.write(table))
-    assert {key: repr(value) for key, value in back.items()} == {k: repr(v) for k, v in table.items()}
+    assert {key: repr(value) for key, value in back.items()} == {
+        k: repr(v) for k, v in table.items()
+    }
 
 
 @given(
@@ -424,7 +428,9 @@ def test_the_written_recipe_repeats_the_run(
 def test_the_digest_tells_recipes_apart() -> None:
     assert digest(recipe()) == digest(recipe({"seed": 0}))
     assert digest(recipe()) != digest(recipe({"seed": 1}))
-    assert digest(recipe({"optimizer": {"clip": None}})) != digest(recipe({"optimizer": {"clip": 1}}))
+    assert digest(recipe({"optimizer": {"clip": None}})) != digest(
+        recipe({"optimizer": {"clip": 1}})
+    )
 
 
 def test_every_key_has_a_description_except_tables() -> None:

@@ -58,7 +58,7 @@ def distribution(folder: Path, name: str, code: str, module: str | None = None) 
     (info / "entry_points.txt").write_text(f"[dira]\n{name} = {module}\n")
 
 
-@pytest.fixture()
+@pytest.fixture
 def loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Plugins]]:
     """Load fake distributions, `healthy` always among them, and nothing else but the built-ins."""
     monkeypatch.setattr(loading, "SLOW_SECONDS", 60.0)
