@@ -99,7 +99,7 @@ _PUBLIC = {
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 
-__all__ = sorted(_HOME)  
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

@@ -73,9 +73,7 @@ def pretrain(
 ) -> Result:
     """Pretrain a trio put together by hand on a source of one's own; like `run` otherwise."""
     display = display or Silent()
-    with RunFolder(
-        folder, resume=resume, keep=settings.checkpoint.keep
-    ) as home, Stop() as stop:
+    with RunFolder(folder, resume=resume, keep=settings.checkpoint.keep) as home, Stop() as stop:
         if resume and home.read_status() == "done":
             display.said(f"{folder} is done already")
             return Result(folder, "done", json.loads((folder / "summary.json").read_text()))

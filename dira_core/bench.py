@@ -1,4 +1,4 @@
-"""What the engine costs, against hand-written loops of the same mathematics, alternated in one process."""
+"""What the engine costs, against hand-written loops of the same mathematics, alternated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dira_core.api import Game
-from dira_core.build import build_source, build_trio, layout
+from dira_core.build import build_source, build_trio
 from dira_core.data.loader import Crops
 from dira_core.optim import build_optimizer
 from dira_core.plugins import installed
@@ -80,18 +80,17 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     plain = BareLoop(build_trio(recipe), batch, recipe, game.precision, plain=True)
     load = os.times()
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        with WholeRun(recipe, Path(folder)) as whole:
-            timings = alternate(
-                {
-                    "dira step": lambda: advance(engine, crops),
-                    "bare loop": bare.step,
-                    "plain fp32 step": plain.step,
-                    "dira run": whole.step,
-                    "views": lambda: discard(game.views(crops, 0, 0)),
-                },
-                rounds,
-            )
+    with tempfile.TemporaryDirectory() as folder, WholeRun(recipe, Path(folder)) as whole:
+        timings = alternate(
+            {
+                "dira step": lambda: advance(engine, crops),
+                "bare loop": bare.step,
+                "plain fp32 step": plain.step,
+                "dira run": whole.step,
+                "views": lambda: discard(game.views(crops, 0, 0)),
+            },
+            rounds,
+        )
     spent, own = time.perf_counter() - began, os.times()
     used = (own.user - load.user) + (own.system - load.system)
     return {
@@ -110,7 +109,7 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
 
 
 def advance(trainer: Trainer, crops: Crops) -> None:
-    """Take one step of a trainer, so that what is measured now and then is measured in its share."""
+    """Take one step of a trainer; what is done now and then is done in its share."""
     trainer.train_step([crops])
     trainer.step = (trainer.step + 1) % max(1, trainer.total_steps - 1)
 
@@ -127,8 +126,8 @@ class BareLoop:
         batch: Trained on in every step.
         recipe: Weights and optimizers.
         precision: Of the networks, unless plain.
-        plain: fp32, contiguous, the critic's gradients computed in the generator's step and dropped, the
-            restored images scored twice: what the public code does.
+        plain: fp32, contiguous, the critic's gradients computed in the generator's step and
+            dropped, the restored images scored twice: what the public code does.
     """
 
     def __init__(
@@ -148,7 +147,9 @@ class BareLoop:
             if not plain and recipe.train.channels_last:
                 critic = critic.to(memory_format=torch.channels_last)
             groups = [{"params": list(critic.parameters())}]
-            self._critic_optimizer = build_optimizer(groups, recipe.critic_optimizer, 1)
+            self._critic_optimizer = build_optimizer(
+                groups, recipe.critic_optimizer, recipe.train.batch_size
+            )
 
     def step(self) -> None:
         """Take one step of generator and critic."""
@@ -164,7 +165,7 @@ class BareLoop:
                 restored = trio.restorer(encodings[0].pyramid)
                 loss = loss + weights.res * trio.restorer.distance(restored, batch.views[0])
         if trio.adversary is None or restored is None:
-            loss.backward()
+            torch.autograd.backward(loss)
             self._optimizer.step()
             return
         adversary = trio.adversary
@@ -173,16 +174,16 @@ class BareLoop:
             fake = adversary(judged)
             generator = weights.adv * adversary.generator_loss(fake)
         if self._plain:
-            (loss + generator).backward()
+            torch.autograd.backward(loss + generator)
         else:
             (pull,) = torch.autograd.grad(generator, judged, retain_graph=True)
-            (loss + (restored * pull).sum()).backward()
+            torch.autograd.backward(loss + (restored * pull).sum())
         self._critic_optimizer.zero_grad(set_to_none=True)
         with self._precision.autocast():
             if self._plain:
                 fake = adversary(restored.detach())
             critic = adversary.critic_loss(adversary(batch.views[0].crop), fake)
-        critic.backward(inputs=list(adversary.parameters()))
+        torch.autograd.backward(critic, inputs=list(adversary.parameters()))
         self._optimizer.step()
         self._critic_optimizer.step()
 
@@ -246,7 +247,9 @@ class NullPlayer(Player):
 
     def __init__(self) -> None:
         self.module = nn.Linear(1, 1, bias=False)
-        self.optimizer = build_optimizer([{"params": list(self.module.parameters())}], Optimizer(), 1)
+        self.optimizer = build_optimizer(
+            [{"params": list(self.module.parameters())}], Optimizer(), 1
+        )
 
     def losses(self, turn: Turn) -> Losses:
         """Return the parameter itself."""
@@ -272,8 +275,10 @@ class NullBatches:
 
 
 def null_step() -> float:
-    """Return the microseconds the engine takes for a step that computes nothing, logging included."""
-    settings = Settings.model_validate({"train": {"epochs": 1}, "checkpoint": {"every_steps": 10**6}})
+    """Return the microseconds of a step that computes nothing, logging included."""
+    settings = Settings.model_validate(
+        {"train": {"epochs": 1}, "checkpoint": {"every_steps": 10**6}}
+    )
     precision = Precision("fp32", torch.device("cpu"))
     views: Any = lambda crops, epoch, salt: None  # noqa: E731
     optimizers = {"model": settings.optimizer}

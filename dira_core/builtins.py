@@ -25,8 +25,8 @@ class ReadOptions(Options):
 
     window: Literal["auto", "full", "percentile"] | tuple[float, float] = Field(
         "auto",
-        description="what maps to 0 and 1. auto: 8 bit by its full range; DICOM by its VOI LUT or window; "
-        "else percentiles 0.5 and 99.5. full: range of the bit depth. Or two pixel values",
+        description="what maps to 0 and 1. auto: 8 bit by its full range; DICOM by its VOI LUT or "
+        "window; else percentiles 0.5 and 99.5. full: range of the bit depth. Or two pixel values",
     )
 
 

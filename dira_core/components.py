@@ -56,7 +56,7 @@ class DistortionOptions(Options):
 
 @dataclass(frozen=True)
 class Component:
-    """One Discriminator, Restorer, Adversary, Distortion, Backbone, Source, Target or Tracker on offer.
+    """One piece on offer: a Discriminator, a Distortion, a Source, ...
 
     Args:
         name: What a recipe calls it, unique among its kind: `[a-z0-9-]+`.
@@ -66,8 +66,8 @@ class Component:
         summary: One line for the tables.
         paper: Where it comes from, for example "arXiv:2011.10566".
         dims: Numbers of spatial axes it works on.
-        defaults: A piece of a recipe that this component brings along (the optimizer its paper trains
-            with, for example); anything a preset, a file or a flag says goes first.
+        defaults: A piece of a recipe that it brings along (for example the optimizer its paper
+            trains with); anything a preset, a file or a flag says goes first.
         accepts: For sources: whether the value of `--data` (a path or a URL) is one it reads.
     """
 
@@ -83,7 +83,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Preset:
-    """A named piece of a recipe, applied below the recipe file and above the components' defaults."""
+    """A named piece of a recipe, below the recipe file and above the components' defaults."""
 
     name: str
     recipe: Mapping[str, Any]

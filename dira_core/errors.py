@@ -1,7 +1,7 @@
 """Every error a user can mend, in one tree.
 
     DiraError                   exit code 2
-    ├── RecipeError             2   a key, value or component name that does not exist or does not fit
+    ├── RecipeError             2   a key, value or component that does not exist or does not fit
     ├── RunFolderError          2   the run folder is in use, or holds something else
     ├── DataError               3   nothing readable, or too much of it unreadable
     ├── CheckpointError         3   no checkpoint can be trusted
@@ -9,7 +9,8 @@
     ├── DivergedError           5   the loss is not finite, or a health policy said stop
     └── ResourceError           6   no memory or no disk space left
 
-A message is one line in lower case: the rule, the value got, the way out. `assert` means our own bug.
+A message is one line in lower case: the rule, the value got, the way out. `assert` means our own
+bug.
 """
 
 from __future__ import annotations

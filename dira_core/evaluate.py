@@ -66,7 +66,9 @@ def examine(model: Model, batch: Batch, precision: Precision) -> Sample:
     return Sample(batch, attempt, known)
 
 
-def probe(backbone: Backbone, source: Source, settings: Settings, device: torch.device) -> float | None:
+def probe(
+    backbone: Backbone, source: Source, settings: Settings, device: torch.device
+) -> float | None:
     """Return the kNN accuracy of frozen features on the source's labels; None without labels.
 
     Half of the images (by a hash of their index) are neighbours, the other half are classified.
@@ -97,7 +99,7 @@ class SourceFeatures(FeaturePass):
     def __call__(self) -> Tensor:
         """Return (N, channels[-1]) in float32 on the CPU."""
         views = self._settings.views
-        every = np.arange(len(self._source))
+        every = range(len(self._source))
         return features(
             self._backbone, self._source, views.size, views.channels, every, self._device
         )

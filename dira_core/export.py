@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -46,7 +45,7 @@ class Preprocessing:
     window: Window = "auto"
 
     def __call__(self, image: Path | str | np.ndarray[Any, Any]) -> Tensor:
-        """Return (1, channels, size, ...) float32 of a file, or of pixels (C, *S) in their full range.
+        """Return (1, channels, size, ...) float32 of a file, or of pixels (C, *S) in full range.
 
         Raises:
             DataError: The file cannot be read.
@@ -107,8 +106,8 @@ def load(path: Path | str) -> Pretrained:
         path: A run folder, or its `weights` folder.
 
     Raises:
-        CheckpointError: There are no weights, they were trained on parts put together by hand, or they
-            do not fit the component they name. Nothing is ever loaded in part.
+        CheckpointError: There are no weights, they belong to parts put together by hand, or they do
+            not fit the component they name. Nothing is ever loaded in part.
     """
     folder = Path(path) / "weights" if (Path(path) / "weights").is_dir() else Path(path)
     about = _header(folder / "backbone.safetensors")
@@ -117,7 +116,9 @@ def load(path: Path | str) -> Pretrained:
             f"{folder} was trained on a backbone put together by hand: build it again and use its "
             "load_state_dict with safetensors.torch.load_file"
         )
-    backbone: Backbone = make("backbone", _choice("backbone", about), about["channels"], about["dims"])
+    backbone: Backbone = make(
+        "backbone", _choice("backbone", about), about["channels"], about["dims"]
+    )
     _fill(backbone, folder / "backbone.safetensors")
     restorer: Restorer | None = None
     if (folder / "restorer.safetensors").exists():
@@ -136,7 +137,9 @@ def _header(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as file:
         about: dict[str, Any] = json.loads((file.metadata() or {}).get("dira", "{}"))
     if about.get("format") != FORMAT:
-        raise CheckpointError(f"{path.name} is not written by this dira: its header has no format {FORMAT}")
+        raise CheckpointError(
+            f"{path.name} is not written by this dira: its header has no format {FORMAT}"
+        )
     return about
 
 
@@ -150,5 +153,7 @@ def _fill(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(read_tensors(path))
     except RuntimeError as error:
-        raise CheckpointError(f"{path.name} does not fit the component it names: {error}") from error
+        raise CheckpointError(
+            f"{path.name} does not fit the component it names: {error}"
+        ) from error
     module.eval()

@@ -1,4 +1,4 @@
-"""Is it learning? Gradients of the objectives at the backbone, and alarms with their likely cause."""
+"""Is it learning? Gradients at the backbone, and alarms with their likely cause."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def gradient_report(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -
         if not term.requires_grad:
             continue
         found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+        filled = [
+            torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
+        ]
         flat[name] = torch.cat([g.float().flatten() for g in filled])
     report = {f"gradients/{name}": g.norm() for name, g in flat.items()}
     for a, b in combinations(flat, 2):
@@ -43,8 +45,8 @@ def restoration_report(restored: Tensor, target: Tensor, distorted: Tensor) -> d
 
     Returns:
         "restoration/error": mean squared error to the target; "restoration/input_error": that of
-        returning the distorted input; "restoration/spread": standard deviation of restored images around
-        their mean image, over that of the targets (1 is healthy, 0: every image is the mean image).
+        returning the distorted input; "restoration/spread": standard deviation of restored images
+        around their mean image, over that of the targets (1 is healthy, 0: all are the mean image).
     """
     restored, target, distorted = restored.float(), target.float(), distorted.float()
     spread = [(x - x.mean(0)).square().mean().sqrt() for x in (restored, target)]
@@ -115,8 +117,8 @@ class Alarm:
 class Health:
     """Turn measurements into alarms: a sign of illness must last to count, and counts once.
 
-    The restorer starts out returning nearly the mean image, so measurements of the first tenth of a run
-    raise nothing.
+    The restorer starts out returning nearly the mean image, so measurements of the first tenth of
+    a run raise nothing.
     """
 
     def __init__(self) -> None:

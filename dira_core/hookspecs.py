@@ -96,4 +96,4 @@ def dira_checkpoint_saved(path: Path, progress: Progress) -> None:
 
 @hookspec
 def dira_run_ended(folder: Path, status: str) -> None:
-    """Observe the end of a run; `status` is that of status.json: done, preempted, failed, diverged."""
+    """Observe the end of a run: done, preempted, failed or diverged, as in status.json."""

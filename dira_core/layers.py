@@ -21,6 +21,8 @@ PRESET_WITHOUT_DATA = "tiny"
 PRESET_WITH_DATA = "fixed"
 """Taken where the data are given and no preset is, if it is installed."""
 
+_PRESET = "preset "
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -172,15 +174,15 @@ def gather(
 
 
 def default_preset(layers: Iterable[Layer]) -> list[Layer]:
-    """Return the preset to take where none was asked for, or nothing."""
-    given = any("data" in layer.values for layer in layers)
+    """Return the preset that `gather` takes by itself, or nothing; presets in `layers` are ignored."""
+    given = any("data" in layer.values for layer in layers if not layer.origin.startswith(_PRESET))
     name = PRESET_WITH_DATA if given else PRESET_WITHOUT_DATA
     return [preset_layer(name)] if name in installed().names("preset") else []
 
 
 def preset_layer(name: str) -> Layer:
     """Return a preset by name; raises as `Plugins.find` does."""
-    return Layer(f"preset {name!r}", installed().preset(name).recipe)
+    return Layer(f"{_PRESET}{name!r}", installed().preset(name).recipe)
 
 
 def file_layer(path: Path) -> Layer:

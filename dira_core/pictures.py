@@ -16,7 +16,7 @@ GAP = 2
 
 
 def tile(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Lay images (R, K, C, *S) in [0, 1] out as R rows of K, with gaps; a volume shows its middle slice.
+    """Lay images (R, K, C, *S) in [0, 1] out as R rows of K; a volume shows its middle slice.
 
     Returns:
         (H, W, 3) uint8.

@@ -23,7 +23,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("train.device is 'cuda', but torch sees no GPU here: use --set train.device=cpu")
+        raise RecipeError(
+            "train.device is 'cuda', but torch sees no GPU here: use --set train.device=cpu"
+        )
     return torch.device(name)
 
 
@@ -58,7 +60,7 @@ class Precision:
 
     def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
         """Accumulate the (scaled) gradient of `loss` in `inputs`, or in every leaf."""
-        self._scaler.scale(loss).backward(inputs=inputs)
+        torch.autograd.backward(self._scaler.scale(loss), inputs=inputs)
 
     def gradient(self, loss: Tensor, of: Tensor) -> Tensor:
         """Return d loss / d of, unscaled, keeping the graph of `loss` and touching no `.grad`."""
@@ -70,7 +72,7 @@ class Precision:
         self._scaler.unscale_(optimizer)
 
     def step(self, optimizers: Iterable[torch.optim.Optimizer]) -> None:
-        """Step the optimizers; fp16 leaves out one whose gradient overflowed, and adapts the scale."""
+        """Step the optimizers; fp16 leaves out one whose gradient overflowed and adapts."""
         for optimizer in optimizers:
             self._scaler.step(optimizer)
         self._scaler.update()

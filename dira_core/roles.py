@@ -100,18 +100,18 @@ class Discriminator(nn.Module, ABC):
     def forward(self, encodings: Encodings) -> Objective:
         """Return the loss over the encoded views, its metrics and the embedding z of view 0."""
 
-    def after_step(self, progress: Progress) -> None:  # noqa: B027 - most methods need none
-        """Update what is not trained by gradient (EMA teacher, queue), after the optimizer stepped."""
+    def after_step(self, progress: Progress) -> None:
+        """Update what is not trained by gradient (EMA teacher, queue), after a step."""
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return optimizer parameter groups of this module; by default one with every parameter.
 
         A group may set `weight_decay`, `lr_scale` (factor on the run's rate) and `schedule`
-        ("run" or "constant"). Every parameter that asks for a gradient belongs to exactly one group.
+        ("run" or "constant"). Every trained parameter belongs to exactly one group.
         """
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
 
-    def epoch_started(self, progress: Progress, features: FeaturePass) -> None:  # noqa: B027
+    def epoch_started(self, progress: Progress, features: FeaturePass) -> None:
         """Prepare an epoch; `features()` encodes the whole source (clustering methods)."""
 
 
@@ -134,7 +134,7 @@ class Restorer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, pyramid: Pyramid) -> Tensor:
-        """Return the restored crop, (B, C, *S) in [0, 1]; surplus at the far ends of S is cut off."""
+        """Return the restored crop, (B, C, *S) in [0, 1]; surplus at the far ends is cut off."""
 
     @abstractmethod
     def distance(self, restored: Tensor, view: View) -> Tensor:
@@ -152,7 +152,7 @@ class Adversary(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return scores (B, 1, *S'), one for each patch; `condition` is the distorted image or None."""
+        """Return scores (B, 1, *S'), one a patch; `condition` is the distorted image or None."""
 
     @abstractmethod
     def critic_loss(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Distortion(nn.Module, ABC):
         """Return distorted images; never writes into `images`."""
 
     def box(self, box: Tensor, draws: Draws) -> Tensor:
-        """Return where the crops lie after a geometric operation, (B, len(S), 2); see `View.box`."""
+        """Return where the crops lie after it, (B, len(S), 2); see `View.box`."""
         return box
 
     def label(self, draws: Draws) -> Tensor | None:

@@ -32,7 +32,9 @@ class Preempted(Exception):  # noqa: N818 - a request that was granted, not an e
 class Display(Protocol):
     """Where a run is watched: a terminal, a notebook, nowhere."""
 
-    def stepped(self, progress: Progress, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
+    def stepped(
+        self, progress: Progress, metrics: Mapping[str, float], speed: Mapping[str, float]
+    ) -> None:
         """Show a logged step."""
 
     def said(self, message: str) -> None:
@@ -42,7 +44,9 @@ class Display(Protocol):
 class Silent:
     """Show nothing."""
 
-    def stepped(self, progress: Progress, metrics: Mapping[str, float], speed: Mapping[str, float]) -> None:
+    def stepped(
+        self, progress: Progress, metrics: Mapping[str, float], speed: Mapping[str, float]
+    ) -> None:
         """Show nothing."""
 
     def said(self, message: str) -> None:
@@ -126,7 +130,7 @@ class Session:
             raise Preempted(f"{stopping}: saved at step {progress.step}")
 
     def recover(self, trainer: Trainer, setback: Setback) -> None:
-        """Skip the step or go back to the last checkpoint, as the policy says, at most so many times.
+        """Skip the step or go back to the last checkpoint, as the policy says.
 
         Raises:
             DivergedError: The policy is "stop", or the run recovered too often.
@@ -175,14 +179,14 @@ class Session:
         path = self._folder.checkpoints.latest()
         if path is None:
             raise CheckpointError(
-                f"no checkpoint in {self._folder.path} to go back to: start it anew without --resume, "
-                "under another --out"
+                f"no checkpoint in {self._folder.path} to go back to: start it anew without "
+                "--resume, under another --out"
             )
         tensors, state = self._folder.checkpoints.load(path)
         if state["source"] != self._source.fingerprint():
             raise CheckpointError(
-                "the data changed since the checkpoint was written (files added, removed or resized): "
-                "restore them, or start a new run"
+                "the data changed since the checkpoint was written (files added, removed or "
+                "resized): restore them, or start a new run"
             )
         restore(trainer, tensors, state)
         if state["next"] != trainer.next_images():
@@ -205,7 +209,9 @@ class Session:
         for tracker in self._trackers:
             tracker.close()
 
-    def _log(self, progress: Progress, metrics: Mapping[str, float], speed: dict[str, float]) -> None:
+    def _log(
+        self, progress: Progress, metrics: Mapping[str, float], speed: dict[str, float]
+    ) -> None:
         self._metrics.append({"step": progress.step, "epoch": progress.epoch, **metrics})
         self._speed.append({"step": progress.step, **speed})
         for tracker in list(self._trackers):
@@ -213,7 +219,9 @@ class Session:
                 tracker.log(progress.step, {**metrics, **speed})
             except Exception as error:
                 self._trackers.remove(tracker)
-                self._display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
+                self._display.said(
+                    f"tracker {type(tracker).__name__} failed and is left out: {error}"
+                )
         self._hook.dira_step_ended(progress=progress, metrics=dict(metrics))
         self._display.stepped(progress, metrics, speed)
 
@@ -250,7 +258,8 @@ class Session:
         allowed = self._settings.loader.max_unreadable
         if len(bad) > allowed * n:
             raise DataError(
-                f"{len(bad)} of {n} images are unreadable, more than loader.max_unreadable = {allowed:g} "
-                f"(for example {lines[0].strip()}): see unreadable.txt in {self._folder.path}, repair or "
-                "remove them, or allow more with --set loader.max_unreadable"
+                f"{len(bad)} of {n} images are unreadable, more than loader.max_unreadable = "
+                f"{allowed:g} (for example {lines[0].strip()}): see unreadable.txt in "
+                f"{self._folder.path}, repair or remove them, or allow more with "
+                "--set loader.max_unreadable"
             )

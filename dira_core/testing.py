@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ class TinyBackbone(Backbone):
         widths = (in_channels, *self.channels)
         self.stages = nn.ModuleList(
             nn.Sequential(conv(dims, a, b, stride=2), batch_norm(dims, b), nn.ReLU())
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -88,10 +90,11 @@ def tiny_batch(
     """Return random views: the image is the crop with a black corner."""
     generator = torch.Generator().manual_seed(0)
     views = []
+    corner: tuple[Any, ...] = (..., *(slice(0, side // 4) for side in size))
     for _ in range(n_views):
         crop = torch.rand((batch, channels, *size), generator=generator)
         image = crop.clone()
-        image[(..., *[slice(0, s // 4) for s in size])] = 0
+        image[corner] = 0
         box = torch.tensor([[0.0, float(s)] for s in size]).expand(batch, -1, -1)
         views.append(View(crop, crop, image, box, torch.zeros(batch, dtype=torch.int64)))
     return Batch(tuple(views), torch.arange(batch), torch.arange(batch) % 2)
@@ -121,7 +124,7 @@ def _checks(kind: Kind, component: Component) -> Iterator[tuple[str, Callable[[]
     if of_kind is None:
         return
     for dims in component.dims:
-        yield f"contract in {dims}-D", lambda dims=dims: of_kind(component, dims)
+        yield f"contract in {dims}-D", partial(of_kind, component, dims)
 
 
 def _options(component: Component) -> Any:
@@ -148,12 +151,14 @@ def _discriminator(component: Component, dims: int) -> None:
     _must(objective.loss.shape == (), "the loss is not a scalar")
     _must(objective.loss.dtype == torch.float32, "the loss is not float32: see `in_float32`")
     _must(bool(objective.loss.isfinite()), "the loss is not finite")
-    objective.loss.backward()
+    torch.autograd.backward(objective.loss)
     grads = [p.grad for p in backbone.parameters()]
     _must(any(g is not None and g.abs().sum() > 0 for g in grads), "no gradient at the backbone")
     grouped = [id(p) for group in role.param_groups() for p in group["params"]]
     wanted = [id(p) for p in role.parameters() if p.requires_grad]
-    _must(sorted(grouped) == sorted(wanted), "param_groups() must hold every parameter exactly once")
+    _must(
+        sorted(grouped) == sorted(wanted), "param_groups() must hold every parameter exactly once"
+    )
     role.after_step(Progress(1, 10, 0, 1))
     role.load_state_dict(role.state_dict())
 
@@ -168,7 +173,7 @@ def _restorer(component: Component, dims: int) -> None:
     _must(bool(((restored >= 0) & (restored <= 1)).all()), "restored images leave [0, 1]")
     distance = role.distance(restored, view)
     _must(distance.shape == () and distance.dtype == torch.float32, "L_res is no float32 scalar")
-    distance.backward()
+    torch.autograd.backward(distance)
     _must(all(p.grad is not None for p in role.parameters()), "a parameter gets no gradient")
 
 
@@ -182,7 +187,7 @@ def _adversary(component: Component, dims: int) -> None:
     _must(scores.shape[:2] == (len(fake), 1), f"scores are {scores.shape}, not (B, 1, ...)")
     for loss in (role.critic_loss(role(view.crop, condition), scores), role.generator_loss(scores)):
         _must(loss.shape == () and loss.dtype == torch.float32, "a loss is no float32 scalar")
-    role.generator_loss(scores).backward()
+    torch.autograd.backward(role.generator_loss(scores))
     _must(fake.grad is not None and bool(fake.grad.abs().sum() > 0), "no gradient at the image")
 
 
@@ -195,7 +200,9 @@ def _distortion(component: Component, dims: int) -> None:
     _must(bool((images == before).all()), "the input was written to")
     _must(once.shape == images.shape and once.dtype == images.dtype, "shape or dtype changed")
     _must(bool(once.isfinite().all()), "the result is not finite")
-    _must(torch.equal(once, twice), "the same draws give another result: take randomness from draws")
+    _must(
+        torch.equal(once, twice), "the same draws give another result: take randomness from draws"
+    )
     alone = role(images[2:3], draws.select(torch.tensor([2])))
     _must(torch.allclose(alone, once[2:3], atol=1e-5), "an image's result depends on its batch")
 
@@ -204,7 +211,9 @@ def _backbone(component: Component, dims: int) -> None:
     torch.manual_seed(0)
     role: Backbone = component.build(_options(component), 1, dims)
     pyramid = role(torch.rand(2, 1, *[64] * dims))
-    _must(len(pyramid) == len(role.channels) == len(role.strides), "channels or strides are not many")
+    _must(
+        len(pyramid) == len(role.channels) == len(role.strides), "channels or strides are not many"
+    )
     for level, channels, stride in zip(pyramid, role.channels, role.strides, strict=True):
         expected = (2, channels, *[-(-64 // stride)] * dims)
         _must(tuple(level.shape) == expected, f"a map is {tuple(level.shape)}, not {expected}")

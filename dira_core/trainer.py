@@ -26,7 +26,10 @@ class Batches(Protocol):
 
     batches_per_epoch: int
     batch_size: int
-    unreadable: Mapping[int, str]
+
+    @property
+    def unreadable(self) -> Mapping[int, str]:
+        """Images met so far that cannot be read, and why."""
 
     def order(self, epoch: int, salt: int) -> Tensor:
         """Return the order of the images in an epoch, (N,)."""
@@ -193,7 +196,9 @@ class Trainer:
 
     def _check_finite(self, found: Sequence[Mapping[str, Tensor]], pieces: Sequence[Crops]) -> None:
         """Raise a setback that names what is not finite, before it can reach a weight."""
-        watched = [(k, v) for m in found for k, v in m.items() if k.startswith(("losses/", "norm/"))]
+        watched = [
+            (k, v) for m in found for k, v in m.items() if k.startswith(("losses/", "norm/"))
+        ]
         if not watched or torch.stack([v.float() for _, v in watched]).isfinite().all():
             return
         broken = sorted({name for name, value in watched if not value.isfinite()})
@@ -202,7 +207,7 @@ class Trainer:
 
 
 def examined(player: Player, losses: Losses, turn: Turn) -> dict[str, Tensor]:
-    """Measure what a player learns: gradients at the backbone, spread of embeddings, restorations."""
+    """Measure what a player learns: gradients, spread of embeddings, restorations."""
     report: dict[str, Tensor] = {}
     if player.shared:
         report |= gradient_report(losses.terms, player.shared)

@@ -1,10 +1,10 @@
 """Discriminator, Restorer and Adversary as two players of one game (paper, eq. 4).
 
-The model player minimises L = w_dis L_dis + w_res L_res + w_adv L_adv over backbone, Discriminator and
-decoder; the critic player learns to tell crops from restored ones. Two exact savings against the plain
-order of computation, both shown bitwise equal to it in the tests: the generator's step asks the critic
-for the gradient at the restored image only, never for the critic's own; and the critic scores each
-restored image once, for both players.
+The model player minimises L = w_dis L_dis + w_res L_res + w_adv L_adv over backbone, Discriminator
+and decoder; the critic player learns to tell crops from restored ones. Two exact savings against
+the plain order of computation, both bitwise equal to it in the tests: the generator's step asks the
+critic for the gradient at the restored image only, never for the critic's own; and the critic
+scores each restored image once, for both players.
 """
 
 from __future__ import annotations
@@ -34,11 +34,15 @@ class Trio:
     adversary: Adversary | None = None
 
     def check(self) -> None:
-        """Raise a RecipeError unless there is something to train, and images for a critic to judge."""
+        """Raise a RecipeError unless there is something to train, and for a critic to judge."""
         if self.discriminator is None and self.restorer is None:
-            raise RecipeError("nothing to train: choose a discriminator (--disc) or a restorer (--res)")
+            raise RecipeError(
+                "nothing to train: choose a discriminator (--disc) or a restorer (--res)"
+            )
         if self.adversary is not None and self.restorer is None:
-            raise RecipeError("an adversary judges restored images: choose a restorer (--res) as well")
+            raise RecipeError(
+                "an adversary judges restored images: choose a restorer (--res) as well"
+            )
 
     @property
     def n_views(self) -> int:
@@ -126,7 +130,7 @@ class Model(nn.Module):
         self._sees = discriminator_sees
 
     def forward(self, batch: Batch) -> Attempt:
-        """Embed and restore; a view is encoded once, unless the roles see different images of it."""
+        """Embed and restore; a view is encoded once, unless the roles see different images."""
         seen = Encodings(self.backbone, batch, self._sees)
         distorted = seen if self._sees == "image" else Encodings(self.backbone, batch)
         objective = self.discriminator(seen) if self.discriminator else None

@@ -31,11 +31,11 @@ class View:
     """One view of every image of a batch.
 
     Attributes:
-        crop: (B, C, *S) in [0, 1]; geometry applied, intensities untouched. What a Restorer must produce.
+        crop: (B, C, *S) in [0, 1]; geometry applied, intensities untouched: what must be restored.
         clean: (B, C, *S); the crop after the appearance operations, before any distortion.
         image: (B, C, *S); T(crop), what the networks see.
-        box: (B, len(S), 2), first and last edge of the crop along each axis, in pixels of the source image.
-            A flipped axis has its edges swapped.
+        box: (B, len(S), 2), first and last edge of the crop along each axis, in pixels of the
+            source image. A flipped axis has its edges swapped.
         label: (B,) made by a label-producing distortion (rotation, jigsaw), or None.
     """
 
@@ -68,7 +68,7 @@ class Objective:
     Attributes:
         loss: Scalar in float32.
         metrics: Scalars worth a line in the log, by name.
-        embedding: (B, D), the embedding z of the first view; watched for collapse. None where there is none.
+        embedding: (B, D), the embedding z of the first view, watched for collapse; or None.
     """
 
     loss: Tensor

@@ -80,8 +80,7 @@ def forked(work: Callable[[], object]) -> int:
 
 
 def until_done(work: Callable[[bool], object], kill_after: Callable[[], float], kills: int) -> int:
-    """Run `work(resume)` in child processes, SIGKILL the first `kills` of them; return how many died."""
-    died = 0
+    """Run `work(resume)` in child processes, SIGKILL the first `kills`; return how many died."""
     for attempt in itertools.count():
         pid = forked(lambda attempt=attempt: work(attempt > 0))
         if attempt < kills:
@@ -89,8 +88,9 @@ def until_done(work: Callable[[bool], object], kill_after: Callable[[], float], 
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if status == 0:
-            return died
+            return attempt
         if not os.WIFSIGNALED(status):
-            raise AssertionError(f"attempt {attempt} failed with {os.waitstatus_to_exitcode(status)}")
-        died += 1
+            raise AssertionError(
+                f"attempt {attempt} failed with {os.waitstatus_to_exitcode(status)}"
+            )
     raise AssertionError

@@ -1,4 +1,4 @@
-"""A run on a terminal: a progress bar with the losses, or plain lines where there is no terminal."""
+"""A run on a terminal: a progress bar with the losses, or plain lines without one."""
 
 from __future__ import annotations
 

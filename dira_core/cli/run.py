@@ -77,7 +77,9 @@ def resumed(folder: Path, asked: list[Layer]) -> Recipe:
     stored = file_layer(folder / RECIPE)
     changes = [layer for layer in asked if layer not in default_preset(asked)]
     before, after = resolve([stored]).recipe, resolve([stored, *changes]).recipe
-    changed = [key for key in differing(before.model_dump(), after.model_dump()) if not allowed(key)]
+    changed = [
+        key for key in differing(before.model_dump(), after.model_dump()) if not allowed(key)
+    ]
     if changed:
         raise RecipeError(
             f"--resume continues the same run, {', '.join(changed)} cannot change: "
@@ -137,10 +139,15 @@ def show_rehearsal(found: Rehearsal) -> None:
     for key, value in found.losses.items():
         typer.echo(f"{key:24}{value:.5g}")
     hours, minutes = divmod(round(found.seconds / 60), 60)
-    typer.echo(f"time      {hours} h {minutes} min for {found.steps} steps, {found.images_per_s:.0f} images/s")
+    typer.echo(
+        f"time      {hours} h {minutes} min for {found.steps} steps, "
+        f"{found.images_per_s:.0f} images/s"
+    )
     typer.echo(f"memory    {found.peak_mib:.0f} MiB at the peak of a step")
     typer.echo(f"disk      {found.disk_mib:.0f} MiB for checkpoints and weights")
-    typer.echo(f"data      {found.images} images, {len(found.unreadable)} of {found.looked_at} unreadable")
+    typer.echo(
+        f"data      {found.images} images, {len(found.unreadable)} of {found.looked_at} unreadable"
+    )
     for name, reason in found.unreadable.items():
         typer.echo(f"  {name}: {reason}")
     typer.echo(f"pictures  {found.sheet}  (crop, appearance, distorted, restored, error)")

@@ -104,8 +104,7 @@ def reduce_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
         return pixels
     if pixels.dtype == np.uint8:
         red, green, blue = pixels.astype(np.uint32)
-        grey = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
-        return grey[None].astype(np.uint8)
+        grey: np.ndarray = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
+        return np.expand_dims(grey, 0).astype(np.uint8)
     red, green, blue = pixels.astype(np.float32)
-    luminance: np.ndarray = 0.299 * red + 0.587 * green + 0.114 * blue
-    return luminance[None]
+    return np.expand_dims(0.299 * red + 0.587 * green + 0.114 * blue, 0)

@@ -20,7 +20,9 @@ from dira_core.types import Image
 def test_a_run_leaves_logs_checkpoints_weights_pictures_and_a_summary(tmp_path: Path) -> None:
     result = small_run(tmp_path / "run")
     assert result.status == "done"
-    names = {p.relative_to(result.folder).as_posix() for p in result.folder.rglob("*") if p.is_file()}
+    names = {
+        p.relative_to(result.folder).as_posix() for p in result.folder.rglob("*") if p.is_file()
+    }
     assert {
         "metrics.jsonl",
         "speed.jsonl",
@@ -52,7 +54,9 @@ def test_workers_change_no_bit_of_a_run(tmp_path: Path) -> None:
     assert outcome(tmp_path / "a") == outcome(tmp_path / "b")
 
 
-def test_two_micro_batches_take_as_many_images_a_step_as_one_of_twice_the_size(tmp_path: Path) -> None:
+def test_two_micro_batches_take_as_many_images_a_step_as_one_of_twice_the_size(
+    tmp_path: Path,
+) -> None:
     small_run(tmp_path / "run", train={"accumulate": 2, "batch_size": 4})
     lines = list(read_lines(tmp_path / "run/metrics.jsonl"))
     assert len(lines) == 3 * 24 // 8
@@ -128,9 +132,7 @@ class Interrupting:
 
 
 def _stopped_after(folder: Path, steps: int) -> None:
-    pretrain(
-        small_trio(), TinySource(24), small_settings(), folder, display=Interrupting(steps)
-    )
+    pretrain(small_trio(), TinySource(24), small_settings(), folder, display=Interrupting(steps))
 
 
 def test_a_run_interrupted_at_any_step_and_resumed_equals_one_that_was_not(tmp_path: Path) -> None:
@@ -195,6 +197,6 @@ def test_unreadable_images_are_named_counted_and_allowed_up_to_a_limit(tmp_path:
     assert result.summary["unreadable"] == 6
     listed = (tmp_path / "a/unreadable.txt").read_text().splitlines()
     assert listed == [f"tiny-{i}: truncated" for i in range(0, 24, 4)]
+    settings = small_settings(loader={"max_unreadable": 0.1})
     with pytest.raises(DataError, match="max_unreadable"):
-        settings = small_settings(loader={"max_unreadable": 0.1})
         pretrain(small_trio(), HalfBroken(24), settings, tmp_path / "b")

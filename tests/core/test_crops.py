@@ -161,7 +161,9 @@ def test_a_linear_volume_stays_linear() -> None:
     expected = torch.from_numpy((z + 10 * y + 100 * x)[2:10, 4:12, 6:14])
     assert torch.allclose(resized, expected)
     half = crop_resize((z + 10 * y + 100 * x)[None], box, 4)[0]
-    assert torch.allclose(half, expected.unfold(0, 2, 2).unfold(1, 2, 2).unfold(2, 2, 2).mean((3, 4, 5)))
+    assert torch.allclose(
+        half, expected.unfold(0, 2, 2).unfold(1, 2, 2).unfold(2, 2, 2).mean((3, 4, 5))
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,14 +39,18 @@ def test_restoration_errors_are_mean_squares_and_the_mean_image_has_no_spread() 
     mean = target.mean(0).expand_as(target)
     report = restoration_report(mean, target, distorted)
     assert report["restoration/error"] == pytest.approx(float(((mean - target) ** 2).mean()))
-    assert report["restoration/input_error"] == pytest.approx(float(((distorted - target) ** 2).mean()))
+    assert report["restoration/input_error"] == pytest.approx(
+        float(((distorted - target) ** 2).mean())
+    )
     assert report["restoration/spread"] == pytest.approx(0, abs=1e-6)
     assert restoration_report(target, target, distorted)["restoration/spread"] == pytest.approx(1)
 
 
 def test_an_alarm_comes_once_after_lasting_and_says_since_when() -> None:
     health = Health()
-    raised = [health.check(step, 100, {"embedding/std": 0.01}) for step in range(20, 20 + 2 * PATIENCE)]
+    raised = [
+        health.check(step, 100, {"embedding/std": 0.01}) for step in range(20, 20 + 2 * PATIENCE)
+    ]
     flat = [alarm for alarms in raised for alarm in alarms]
     assert len(flat) == 1
     assert flat[0].name == "collapse"

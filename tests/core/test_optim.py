@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from dira_core.optim import base_lr, build_optimizer, gradient_norm, like_parameters, lr_factor, set_lr
+from dira_core.optim import (
+    base_lr,
+    build_optimizer,
+    gradient_norm,
+    like_parameters,
+    lr_factor,
+    set_lr,
+)
 from dira_core.recipe import Optimizer
 from dira_core.types import Progress
 
@@ -22,7 +29,9 @@ def test_cosine_starts_at_one_halves_in_the_middle_and_ends_at_zero() -> None:
 
 
 def test_warmup_is_linear_and_meets_the_cosine() -> None:
-    assert [lr_factor(s, 100, 4, "cosine") for s in range(5)] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert [lr_factor(s, 100, 4, "cosine") for s in range(5)] == pytest.approx(
+        [0.25, 0.5, 0.75, 1, 1]
+    )
     plain = 0.5 * (1 + math.cos(math.pi * 46 / 96))
     assert lr_factor(50, 100, 4, "cosine") == pytest.approx(plain)
 
@@ -43,7 +52,10 @@ def test_a_constant_group_keeps_its_rate_while_the_others_follow_the_schedule() 
     set_lr(optimizer, options, Progress(50, 100, 5, 10))
     rates = [group["lr"] for group in optimizer.param_groups]
     assert rates == pytest.approx([1.0, 0.05])
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.0, options.weight_decay]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [
+        0.0,
+        options.weight_decay,
+    ]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

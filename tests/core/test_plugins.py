@@ -244,7 +244,7 @@ class TestChosen:
 
     @pytest.mark.parametrize("given", [None, "none", {"name": "none"}])
     def test_an_optional_choice_may_be_none(self, given: Any) -> None:
-        assert Model(one="alpha", maybe=given).maybe is None  # type: ignore[arg-type]
+        assert Model(one="alpha", maybe=given).maybe is None
 
     @pytest.mark.parametrize("given", [None, "none", 3, [], {}, {"name": 3}, {"dim": 3}])
     def test_a_choice_that_is_not_optional_needs_a_name(self, given: Any) -> None:
@@ -285,7 +285,7 @@ class TestChosen:
 
     def test_an_unknown_component_is_a_problem_of_its_key(self) -> None:
         with pytest.raises(ValidationError) as caught:
-            Model(one="alpa")  # type: ignore[arg-type]
+            Model(one="alpa")
         [error] = caught.value.errors()
         assert error["loc"] == ("one",)
         assert "did you mean 'alpha'" in error["msg"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dira_core import toml
 from dira_core.errors import DiraError, PluginError, RecipeError
-from dira_core.layers import Layer, assignment, gather
+from dira_core.layers import Layer, assignment, default_preset, gather
 from dira_core.plugins import installed
 from dira_core.recipe import Recipe, Resolved, digest, recipe_schema, resolve, to_toml
 
@@ -308,6 +308,12 @@ def test_the_preset_follows_from_whether_data_are_given(tmp_path: Path) -> None:
     assert resolve(gather(recipe=file)).recipe.seed == 2
     assert resolve(gather(assignments=["data.name=phantom"])).recipe.seed == 2
     assert gather(preset="none") == []
+
+
+@pytest.mark.parametrize("data", [None, "phantom"])
+def test_the_preset_taken_by_default_can_be_told_afterwards(data: str | None) -> None:
+    layers = gather(data=data)
+    assert default_preset(layers) == layers[:1]
 
 
 def test_a_preset_that_is_not_installed_is_not_taken_by_default(

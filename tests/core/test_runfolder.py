@@ -274,6 +274,19 @@ def test_truncating_to_a_position_leaves_no_doubles(tmp_path: Path) -> None:
     assert path.read_bytes() == unbroken
 
 
+def test_a_position_is_on_disk_before_a_checkpoint_can_know_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(
+        "os.fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}"))
+    )
+    lines = Lines(tmp_path / "metrics.jsonl")
+    lines.append({"step": 1})
+    assert lines.position() == len(b'{"step": 1}\n')
+    assert synced == [str(tmp_path / "metrics.jsonl")]
+
+
 def test_a_torn_last_line_is_not_read_and_goes_on_resume(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     whole = b'{"step": 1}\n{"step": 2}\n'

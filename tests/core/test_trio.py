@@ -88,7 +88,7 @@ def players(parts: Trio, weights: Weights, precision: str = "fp32") -> list[Play
 
 
 def naive_gradients(parts: Trio, weights: Weights) -> tuple[list[Tensor], list[Tensor]]:
-    """Compute both players' gradients in the plain order: score twice, drop the critic's gradients."""
+    """Compute both players' gradients in the plain order: score twice, drop the critic's."""
     batch, critic = tiny_batch(), parts.adversary
     assert critic is not None
     assert parts.discriminator is not None
@@ -123,7 +123,9 @@ def test_shared_scores_and_frozen_critic_are_bitwise_the_naive_step(conditional:
     assert len(found) == len(wanted_model)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted_model, strict=True) if a is not None)
     found = [p.grad for p in critic.module.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted_critic, strict=True) if a is not None)
+    assert all(
+        torch.equal(a, b) for a, b in zip(found, wanted_critic, strict=True) if a is not None
+    )
 
 
 def test_the_total_is_the_weighted_sum_of_equation_4() -> None:

@@ -205,6 +205,25 @@ def test_killed_while_its_fallback_is_damaged_the_new_one_still_counts(
     assert newest(tmp_path) == 2
 
 
+def test_one_that_does_not_read_back_deletes_none_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def torn(self: Path, target: Path) -> Path:
+        (self / "model.safetensors").write_bytes(b"")
+        return rename(self, target)
+
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", torn)
+        with pytest.raises(CheckpointError, match=r"step-00000003: model\.safetensors has 0 bytes"):
+            save(tmp_path, 3)
+    assert (tmp_path / "step-00000001").exists()
+    assert Checkpoints(tmp_path, 2).latest() == tmp_path / "step-00000002"
+
+
 def test_data_is_on_disk_before_its_name_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

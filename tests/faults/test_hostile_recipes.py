@@ -122,11 +122,9 @@ def test_arbitrary_bytes_are_a_table_or_one_error(
     assert isinstance(layer.values, dict)
 
 
-KEYS = st.sampled_from(
-    ["seed", "data", "views", "train", "optimizer", "backbone", "discriminator", "adversary"]
-    + ["log", "name", "path", "size", "distort", "trackers", "0", "none", "nmae", "", "__class__"]
-    + ["a.b", "\x1b[31m"]
-)
+TABLES = ["data", "views", "train", "optimizer", "backbone", "discriminator", "adversary", "log"]
+NAMES = ["seed", "name", "path", "size", "distort", "trackers", "0", "none", "nmae", "", "a.b"]
+KEYS = st.sampled_from([*TABLES, *NAMES, "__class__", "\x1b[31m"])
 VALUES = st.recursive(
     st.none()
     | st.booleans()
