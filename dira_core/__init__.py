@@ -10,6 +10,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dira_core.api import Result as Result
+    from dira_core.api import pretrain as pretrain
+    from dira_core.api import run as run
     from dira_core.components import Command as Command
     from dira_core.components import Component as Component
     from dira_core.components import DistortionOptions as DistortionOptions
@@ -20,7 +23,11 @@ if TYPE_CHECKING:
     from dira_core.errors import DiraError as DiraError
     from dira_core.errors import PluginError as PluginError
     from dira_core.errors import RecipeError as RecipeError
+    from dira_core.export import Preprocessing as Preprocessing
+    from dira_core.export import Pretrained as Pretrained
+    from dira_core.export import load as load
     from dira_core.hookspecs import hookimpl as hookimpl
+    from dira_core.layers import gather as gather
     from dira_core.losses import bce_critic as bce_critic
     from dira_core.losses import bce_generator as bce_generator
     from dira_core.losses import hinge_critic as hinge_critic
@@ -37,7 +44,11 @@ if TYPE_CHECKING:
     from dira_core.nn.layers import instance_norm as instance_norm
     from dira_core.nn.layers import mlp as mlp
     from dira_core.nn.layers import upsample as upsample
+    from dira_core.nn.resnet import ResNet as ResNet
     from dira_core.recipe import DistortionChoice as DistortionChoice
+    from dira_core.recipe import Recipe as Recipe
+    from dira_core.recipe import Settings as Settings
+    from dira_core.recipe import resolve as resolve
     from dira_core.roles import Adversary as Adversary
     from dira_core.roles import Backbone as Backbone
     from dira_core.roles import Discriminator as Discriminator
@@ -50,6 +61,7 @@ if TYPE_CHECKING:
     from dira_core.roles import Source as Source
     from dira_core.roles import Tracker as Tracker
     from dira_core.roles import pool as pool
+    from dira_core.trio import Trio as Trio
     from dira_core.types import Batch as Batch
     from dira_core.types import Image as Image
     from dira_core.types import Objective as Objective
@@ -61,10 +73,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "api": ["Result", "pretrain", "run"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
     "draws": ["Draws"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
+    "export": ["Preprocessing", "Pretrained", "load"],
     "hookspecs": ["hookimpl"],
+    "layers": ["gather"],
     "losses": [
         "bce_critic",
         "bce_generator",
@@ -79,7 +94,8 @@ _PUBLIC = {
         "negative_cosine",
     ],
     "nn.layers": ["batch_norm", "conv", "instance_norm", "mlp", "upsample"],
-    "recipe": ["DistortionChoice"],
+    "nn.resnet": ["ResNet"],
+    "recipe": ["DistortionChoice", "Recipe", "Settings", "resolve"],
     "roles": [
         "Adversary",
         "Backbone",
@@ -94,6 +110,7 @@ _PUBLIC = {
         "Tracker",
         "pool",
     ],
+    "trio": ["Trio"],
     "types": ["Batch", "Image", "Objective", "Progress", "View"],
     "views": ["build_distortion", "distort"],
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import torch
 
 from dira_core.build import build_players, build_source, build_trackers, build_trio
 from dira_core.data.loader import Loader
-from dira_core.errors import DivergedError
+from dira_core.errors import DivergedError, PluginError
 from dira_core.evaluate import Sample, SourceFeatures, examine, held_out, probe
 from dira_core.export import write_weights
 from dira_core.files import write_atomic
@@ -20,12 +22,14 @@ from dira_core.plugins import installed
 from dira_core.precision import Precision, resolve_device, resolve_precision
 from dira_core.recipe import Recipe, Settings, to_toml
 from dira_core.roles import Source
-from dira_core.runfolder import RunFolder
-from dira_core.session import Display, Preempted, Session, Silent
+from dira_core.runfolder import RunFolder, Status
+from dira_core.session import Display, Preempted, Session, Silent, observe
 from dira_core.signals import Stop
 from dira_core.trainer import Trainer
 from dira_core.trio import Model, Trio
 from dira_core.views import ViewMaker
+
+logger = logging.getLogger("dira")
 
 SHEET_ROWS = 8
 """Images on a contact sheet."""
@@ -80,28 +84,40 @@ def pretrain(
         home.status("running")
         try:
             game = Game(trio, source, settings)
-            with Session(
-                home,
-                source,
-                settings,
-                installed().hook,
-                build_trackers(settings, folder),
-                display,
-                stop,
-                SourceFeatures(trio.backbone, source, settings, game.precision.device),
-            ) as session:
+            with (
+                closing(game.loader),
+                Session(
+                    home,
+                    source,
+                    settings,
+                    installed().hook,
+                    build_trackers(settings, folder),
+                    display,
+                    stop,
+                    SourceFeatures(trio.backbone, source, settings, game.precision.device),
+                ) as session,
+            ):
                 summary = play(game, session, home, resume)
-            home.status("done")
+            end(home, "done")
             return Result(folder, "done", summary)
         except Preempted as stopped:
-            home.status("preempted", str(stopped))
+            end(home, "preempted", str(stopped))
             return Result(folder, "preempted", {})
         except DivergedError as error:
-            home.status("diverged", str(error))
+            end(home, "diverged", str(error))
             raise
         except BaseException as error:
-            home.status("failed", str(error) or type(error).__name__)
+            end(home, "failed", str(error) or type(error).__name__)
             raise
+
+
+def end(home: RunFolder, status: Status, reason: str = "") -> None:
+    """Write how a run ended and tell who observes it; what they raise then changes nothing."""
+    home.status(status, reason)
+    try:
+        observe(installed().hook.dira_run_ended, folder=home.path, status=status)
+    except PluginError as error:
+        logger.warning("%s", error)
 
 
 class Game:
@@ -140,13 +156,14 @@ def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[st
     """Train, measure before and after, write weights, pictures and summary."""
     settings, trainer = game.settings, game.trainer
     home.write_environment()
-    if resume and home.checkpoints.latest() is not None:
+    began = (home.path / "metrics.jsonl").exists()
+    if resume and (began or home.checkpoints.latest() is not None):
         session.resume(trainer)
     else:
         home.write_recipe(to_toml(settings))
         session.notes["before"] = {"knn": game.probe(), **game.examine().metrics}
         session.save(trainer)
-    installed().hook.dira_run_started(folder=home.path, progress=trainer.progress)
+    observe(installed().hook.dira_run_started, folder=home.path, progress=trainer.progress)
     trainer.fit(session)
     session.save(trainer)
     sample = game.examine()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dira_core.build import axes, make
@@ -133,9 +133,14 @@ def load(path: Path | str) -> Pretrained:
 def _header(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"no weights in {path.parent}: give the folder of a finished run")
-    read_tensors(path)
-    with safe_open(path, "pt") as file:
-        about: dict[str, Any] = json.loads((file.metadata() or {}).get("dira", "{}"))
+    try:
+        read_tensors(path)
+        with safe_open(path, "pt") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {}).get("dira", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): copy it again from its run folder"
+        ) from error
     if about.get("format") != FORMAT:
         raise CheckpointError(
             f"{path.name} is not written by this dira: its header has no format {FORMAT}"
@@ -152,6 +157,10 @@ def _choice(kind: Any, about: Mapping[str, Any]) -> Choice:
 def _fill(module: nn.Module, path: Path) -> None:
     try:
         module.load_state_dict(read_tensors(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is damaged ({error}): copy it again from its run folder"
+        ) from error
     except RuntimeError as error:
         raise CheckpointError(
             f"{path.name} does not fit the component it names: {error}"

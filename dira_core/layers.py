@@ -174,7 +174,7 @@ def gather(
 
 
 def default_preset(layers: Iterable[Layer]) -> list[Layer]:
-    """Return the preset that `gather` takes by itself, or nothing; presets in `layers` are ignored."""
+    """Return the preset `gather` takes by itself, or nothing; presets in `layers` do not count."""
     given = any("data" in layer.values for layer in layers if not layer.origin.startswith(_PRESET))
     name = PRESET_WITH_DATA if given else PRESET_WITHOUT_DATA
     return [preset_layer(name)] if name in installed().names("preset") else []

@@ -211,7 +211,7 @@ class Blame:
             way_out = "ask its author to import torch inside `build`"
             self("imports torch when it is loaded", way_out, warning=True)
         if random.getstate() != state:
-            pass
+            random.setstate(state)
             way_out = "ask its author to use `draws`; the state was put back"
             self("changes the state of `random` when it is loaded", way_out, warning=True)
 

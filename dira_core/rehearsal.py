@@ -12,9 +12,11 @@ import torch
 
 from dira_core.api import Game, sheet
 from dira_core.build import build_source, build_trio
+from dira_core.errors import DivergedError
 from dira_core.pictures import write_png
 from dira_core.recipe import Recipe
 from dira_core.resume import capture
+from dira_core.trainer import Setback
 
 STEPS = 2
 """Steps taken: the first warms up, the last is timed."""
@@ -62,9 +64,12 @@ def rehearse(recipe: Recipe, folder: Path) -> Rehearsal:
     steps, seconds = trainer.steps(), 0.0
     for _ in range(min(STEPS, trainer.steps_per_epoch)):
         started = time.perf_counter()
-        metrics = trainer.train_step(next(steps))
-        seconds = time.perf_counter() - started + trainer.waited
-        trainer.step, trainer.waited = trainer.step + 1, 0.0
+        try:
+            metrics = trainer.train_step(next(steps))
+        except Setback as setback:
+            raise DivergedError(f"{setback}: try a smaller optimizer.lr") from setback
+        seconds = time.perf_counter() - started
+        trainer.step += 1
     tensors, _ = capture(trainer)
     size = sum(t.nbytes for group in tensors.values() for t in group.values())
     weights = sum(t.nbytes for t in game.model.state_dict().values())

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, Self
 
 import pluggy
 
-from dira_core.errors import CheckpointError, DataError, DivergedError
+from dira_core.errors import CheckpointError, DataError, DiraError, DivergedError, PluginError
 from dira_core.files import write_atomic
 from dira_core.health import Health
 from dira_core.recipe import Settings
@@ -52,6 +54,26 @@ class Silent:
     def said(self, message: str) -> None:
         """Hand the line to the "dira" logger."""
         logger.info(message)
+
+
+def observe(call: pluggy.HookCaller, **event: Any) -> None:
+    """Tell every plugin that observes an event.
+
+    Raises:
+        PluginError: One of them raised; the message names it.
+    """
+    try:
+        call(**event)
+    except DiraError:
+        raise
+    except Exception as error:
+        ran = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+        blamed = [i for i in call.get_hookimpls() if getattr(i.function, "__code__", None) in ran]
+        raise PluginError(
+            f"{' and '.join(repr(i.plugin_name) for i in blamed)} raised in {call.name} "
+            f"({type(error).__name__}: {error}): report it to its authors, or leave it out of "
+            "DIRA_PLUGINS"
+        ) from error
 
 
 class Session:
@@ -122,7 +144,7 @@ class Session:
             self._log(progress, metrics, self._pace(trainer))
             self._check_health(progress, metrics)
         if progress.step % trainer.steps_per_epoch == 0:
-            self._hook.dira_epoch_ended(progress=progress)
+            observe(self._hook.dira_epoch_ended, progress=progress)
         stopping = self._stop.requested
         if progress.step % self._settings.checkpoint.every_steps == 0 or stopping:
             self.save(trainer)
@@ -136,15 +158,18 @@ class Session:
             DivergedError: The policy is "stop", or the run recovered too often.
         """
         policy = self._settings.health.nonfinite if setback.indices else "rollback"
+        advice = ""
         if setback.indices:
             names = "\n".join(self._source.name(i) for i in setback.indices)
             write_atomic(self._folder.path / f"setback-{trainer.step}.txt", names.encode())
+            advice = (
+                f"; the images of the step are in setback-{trainer.step}.txt; try a smaller "
+                "optimizer.lr or train.precision=fp32, or --set health.nonfinite=skip"
+            )
         self._recoveries += 1
         if policy == "stop" or self._recoveries > self._settings.health.max_recoveries:
             raise DivergedError(
-                f"{setback}; recovered {self._recoveries - 1} times; the images of the step are in "
-                f"setback-{trainer.step}.txt; try a smaller optimizer.lr or train.precision=fp32, "
-                "or --set health.nonfinite=skip"
+                f"{setback}; recovered {self._recoveries - 1} times{advice}"
             ) from setback
         self._display.said(f"{setback}: {policy}")
         if policy == "skip":
@@ -168,7 +193,7 @@ class Session:
             "notes": self.notes,
         }
         path = self._folder.checkpoints.save(trainer.step, tensors, state)
-        self._hook.dira_checkpoint_saved(path=path, progress=trainer.progress)
+        observe(self._hook.dira_checkpoint_saved, path=path, progress=trainer.progress)
 
     def resume(self, trainer: Trainer) -> None:
         """Continue from the newest checkpoint that can be trusted.
@@ -196,6 +221,7 @@ class Session:
         self._metrics.truncate(state["metrics"])
         self._speed.truncate(state["speed"])
         self.notes = state["notes"]
+        self._first, self._since = None, (trainer.step, time.perf_counter(), trainer.waited)
         here = trainer.progress
         self._display.said(
             f"resumed from {path.name}: epoch {here.epoch + 1} of {here.epochs}, "
@@ -206,8 +232,9 @@ class Session:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for tracker in self._trackers:
-            tracker.close()
+        for tracker in list(self._trackers):
+            with self._without(tracker):
+                tracker.close()
 
     def _log(
         self, progress: Progress, metrics: Mapping[str, float], speed: dict[str, float]
@@ -215,15 +242,19 @@ class Session:
         self._metrics.append({"step": progress.step, "epoch": progress.epoch, **metrics})
         self._speed.append({"step": progress.step, **speed})
         for tracker in list(self._trackers):
-            try:
+            with self._without(tracker):
                 tracker.log(progress.step, {**metrics, **speed})
-            except Exception as error:
-                self._trackers.remove(tracker)
-                self._display.said(
-                    f"tracker {type(tracker).__name__} failed and is left out: {error}"
-                )
-        self._hook.dira_step_ended(progress=progress, metrics=dict(metrics))
+        observe(self._hook.dira_step_ended, progress=progress, metrics=dict(metrics))
         self._display.stepped(progress, metrics, speed)
+
+    @contextmanager
+    def _without(self, tracker: Tracker) -> Iterator[None]:
+        """Go on without a tracker that raises."""
+        try:
+            yield
+        except Exception as error:
+            self._trackers.remove(tracker)
+            self._display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
 
     def _pace(self, trainer: Trainer) -> dict[str, float]:
         """Return images a second, the part of the time spent waiting for data, and peak memory."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dira_core.components import Choice, Component, Kind
+from dira_core.components import Choice, Component, Kind, Options
 from dira_core.draws import Draws
 from dira_core.nn.layers import batch_norm, conv
 from dira_core.plugins import installed
@@ -100,16 +100,25 @@ def tiny_batch(
     return Batch(tuple(views), torch.arange(batch), torch.arange(batch) % 2)
 
 
-def check(kind: Kind, name: str) -> list[Check]:
-    """Check one installed component, built with its default options, against its contract.
+def check(kind: Kind, name: str, **options: Any) -> list[Check]:
+    """Check one installed component against its contract.
+
+    Args:
+        kind: Of the component.
+        name: What a recipe calls it.
+        options: Those that have no default; without them it cannot be built, and is not checked.
 
     Raises:
         RecipeError: Nothing is called that.
         PluginError: Its plugin is broken.
     """
     component = installed().find(kind, name)
+    needed = [key for key, f in component.options.model_fields.items() if f.is_required()]
+    if missing := [key for key in needed if key not in options]:
+        return [(f"not checked: {' and '.join(missing)} must be given to check()", None)]
+    chosen = component.options.model_validate(options)
     results: list[Check] = []
-    for title, attempt in _checks(kind, component):
+    for title, attempt in _checks(kind, component, chosen):
         try:
             attempt()
             results.append((title, None))
@@ -118,22 +127,19 @@ def check(kind: Kind, name: str) -> list[Check]:
     return results
 
 
-def _checks(kind: Kind, component: Component) -> Iterator[tuple[str, Callable[[], object]]]:
-    yield "options survive JSON", lambda: _round_trip(component)
+def _checks(
+    kind: Kind, component: Component, options: Options
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    yield "options survive JSON", partial(_round_trip, options)
     of_kind = _OF_KIND.get(kind)
     if of_kind is None:
         return
     for dims in component.dims:
-        yield f"contract in {dims}-D", partial(of_kind, component, dims)
+        yield f"contract in {dims}-D", partial(of_kind, component, options, dims)
 
 
-def _options(component: Component) -> Any:
-    return component.options()
-
-
-def _round_trip(component: Component) -> None:
-    options = _options(component)
-    again = component.options.model_validate_json(options.model_dump_json())
+def _round_trip(options: Options) -> None:
+    again = type(options).model_validate_json(options.model_dump_json())
     _must(again == options, "options read back from JSON differ")
 
 
@@ -142,12 +148,18 @@ def _must(true: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
-def _discriminator(component: Component, dims: int) -> None:
+def half() -> torch.autocast:
+    """Return the context a run calls roles in: losses must see to their float32 themselves."""
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def _discriminator(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
     backbone = TinyBackbone(dims=dims)
-    role: Discriminator = component.build(_options(component), backbone)
+    role: Discriminator = component.build(options, backbone)
     batch = tiny_batch(n_views=role.n_views, size=[16] * dims)
-    objective = role(Encodings(backbone, batch))
+    with half():
+        objective = role(Encodings(backbone, batch))
     _must(objective.loss.shape == (), "the loss is not a scalar")
     _must(objective.loss.dtype == torch.float32, "the loss is not float32: see `in_float32`")
     _must(bool(objective.loss.isfinite()), "the loss is not finite")
@@ -163,36 +175,40 @@ def _discriminator(component: Component, dims: int) -> None:
     role.load_state_dict(role.state_dict())
 
 
-def _restorer(component: Component, dims: int) -> None:
+def _restorer(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
     backbone = TinyBackbone(dims=dims)
-    role: Restorer = component.build(_options(component), backbone)
+    role: Restorer = component.build(options, backbone)
     view = tiny_batch(size=[16] * dims).views[0]
-    restored = role(backbone(view.image))
+    with half():
+        restored = role(backbone(view.image))
+        distance = role.distance(restored, view)
     _must(restored.shape == view.crop.shape, f"restored {restored.shape}, not {view.crop.shape}")
     _must(bool(((restored >= 0) & (restored <= 1)).all()), "restored images leave [0, 1]")
-    distance = role.distance(restored, view)
     _must(distance.shape == () and distance.dtype == torch.float32, "L_res is no float32 scalar")
     torch.autograd.backward(distance)
     _must(all(p.grad is not None for p in role.parameters()), "a parameter gets no gradient")
 
 
-def _adversary(component: Component, dims: int) -> None:
+def _adversary(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
-    role: Adversary = component.build(_options(component), 1, dims)
+    role: Adversary = component.build(options, 1, dims)
     view = tiny_batch(size=[32] * dims).views[0]
     condition = view.image if role.conditional else None
     fake = view.image.clone().requires_grad_()
-    scores = role(fake, condition)
+    with half():
+        scores = role(fake, condition)
+        critic = role.critic_loss(role(view.crop, condition), scores)
+        generator = role.generator_loss(scores)
     _must(scores.shape[:2] == (len(fake), 1), f"scores are {scores.shape}, not (B, 1, ...)")
-    for loss in (role.critic_loss(role(view.crop, condition), scores), role.generator_loss(scores)):
+    for loss in (critic, generator):
         _must(loss.shape == () and loss.dtype == torch.float32, "a loss is no float32 scalar")
-    torch.autograd.backward(role.generator_loss(scores))
+    torch.autograd.backward(generator)
     _must(fake.grad is not None and bool(fake.grad.abs().sum() > 0), "no gradient at the image")
 
 
-def _distortion(component: Component, dims: int) -> None:
-    role: Distortion = component.build(_options(component))
+def _distortion(component: Component, options: Options, dims: int) -> None:
+    role: Distortion = component.build(options)
     images = tiny_batch(size=[32] * dims).views[0].crop
     before = images.clone()
     draws = Draws(torch.arange(len(images)), seed=0)
@@ -207,9 +223,9 @@ def _distortion(component: Component, dims: int) -> None:
     _must(torch.allclose(alone, once[2:3], atol=1e-5), "an image's result depends on its batch")
 
 
-def _backbone(component: Component, dims: int) -> None:
+def _backbone(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
-    role: Backbone = component.build(_options(component), 1, dims)
+    role: Backbone = component.build(options, 1, dims)
     pyramid = role(torch.rand(2, 1, *[64] * dims))
     _must(
         len(pyramid) == len(role.channels) == len(role.strides), "channels or strides are not many"
@@ -219,14 +235,14 @@ def _backbone(component: Component, dims: int) -> None:
         _must(tuple(level.shape) == expected, f"a map is {tuple(level.shape)}, not {expected}")
 
 
-def _tracker(component: Component, dims: int) -> None:
+def _tracker(component: Component, options: Options, dims: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        role: Tracker = component.build(_options(component), Path(folder))
+        role: Tracker = component.build(options, Path(folder))
         role.log(1, {"losses/total": 0.5})
         role.close()
 
 
-_OF_KIND: dict[str, Callable[[Component, int], None]] = {
+_OF_KIND: dict[str, Callable[[Component, Options, int], None]] = {
     "discriminator": _discriminator,
     "restorer": _restorer,
     "adversary": _adversary,

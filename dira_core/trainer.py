@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -128,12 +129,14 @@ class Trainer:
 
     def fit(self, watcher: Watcher) -> None:
         """Train from the current step to the last one."""
+        skips = self.settings.health.nonfinite == "skip"
         while self.step < self.total_steps:
             try:
                 if self.step % self.steps_per_epoch == 0:
                     watcher.epoch_started(self)
                 for pieces in self.steps():
-                    metrics = self.train_step(pieces)
+                    with buffers_kept(p.module for p in self.players) if skips else nullcontext():
+                        metrics = self.train_step(pieces)
                     self.step += 1
                     watcher.step_ended(self, metrics)
             except Setback as setback:
@@ -204,6 +207,18 @@ class Trainer:
         broken = sorted({name for name, value in watched if not value.isfinite()})
         indices = [int(i) for piece in pieces for i in piece.index]
         raise Setback(f"{', '.join(broken)} not finite at step {self.step}", indices)
+
+
+@contextmanager
+def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put batch statistics and queues back when a step is given up: it has written into them."""
+    held = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    try:
+        yield
+    except Setback:
+        for buffer, before in held:
+            buffer.copy_(before)
+        raise
 
 
 def examined(player: Player, losses: Losses, turn: Turn) -> dict[str, Tensor]:

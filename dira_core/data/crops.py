@@ -107,4 +107,5 @@ def reduce_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
         grey: np.ndarray = (19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16
         return np.expand_dims(grey, 0).astype(np.uint8)
     red, green, blue = pixels.astype(np.float32)
-    return np.expand_dims(0.299 * red + 0.587 * green + 0.114 * blue, 0)
+    luminance: np.ndarray = np.expand_dims(0.299 * red + 0.587 * green + 0.114 * blue, 0)
+    return luminance

@@ -28,7 +28,7 @@ def test_unknown_keys_and_numbers_out_of_range_are_errors(values: dict[str, Any]
 
 def test_options_cannot_be_changed() -> None:
     with pytest.raises(ValidationError):
-        Sample().rate = 1.0
+        Sample().rate = 1.0  # type: ignore[misc]
 
 
 def test_none_as_a_word_is_no_value_only_where_there_may_be_none() -> None:

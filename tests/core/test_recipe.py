@@ -300,6 +300,15 @@ def test_provenance_of_a_list_names_whoever_changed_it() -> None:
     assert why["views.geometry"] == "preset 'fixed', --set views.geometry.0.rate"
 
 
+def test_what_was_dropped_leaves_no_trace_in_the_provenance() -> None:
+    layers = gather([Layer("--disc", {"discriminator": "none"})], assignments=["restorer=draw"])
+    why = {key: origin for key, _, origin in resolve(layers).explained()}
+    assert why["discriminator"] == "--disc"
+    low = {"discriminator": {"name": "alpha", "dim": 3}}
+    why = {k: origin for k, _, origin in resolved(low, {"discriminator": "beta"}).explained()}
+    assert why["discriminator.dim"] == "default"
+
+
 def test_the_preset_follows_from_whether_data_are_given(tmp_path: Path) -> None:
     file = tmp_path / "r.toml"
     file.write_text("[data]\nname = 'phantom'\n")

@@ -171,6 +171,7 @@ def test_an_unknown_failpoint_is_refused_with_the_names(plan: str) -> None:
         Failpoints(plan)
 
 
+@pytest.mark.slow
 def test_killed_at_random_instants_something_whole_always_loads(tmp_path: Path) -> None:
     delays = random.Random(0)
     last = 1

@@ -91,6 +91,16 @@ def test_a_hostile_file_is_one_error_that_names_the_file_and_the_fault(
     assert "\x1b" not in text
 
 
+def test_a_key_of_many_parts_never_reaches_the_parser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed: list[str] = []
+    monkeypatch.setattr("tomllib.loads", parsed.append)  # its time grows by the square
+    (tmp_path / "dotted.toml").write_bytes(HOSTILE["dotted.toml"][0])
+    assert "deep" in message(tmp_path / "dotted.toml")
+    assert parsed == []
+
+
 def test_a_hundred_megabytes_are_refused_without_reading_them(tmp_path: Path) -> None:
     path = tmp_path / "huge.toml"
     with path.open("wb") as file:

@@ -1,0 +1,99 @@
+"""Every example runs as its first lines say, in a fresh interpreter."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+PLUGIN = EXAMPLES / "dira-tiny-plugin"
+
+pytestmark = pytest.mark.slow
+
+
+def ran(*words: str | Path, cwd: Path, **environment: str) -> str:
+    """Run a command with warnings as errors; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    text = Path(__file__).read_text()
+    names = {p.name for p in EXAMPLES.iterdir() if p.name != "__pycache__"}
+    assert {name for name in names if name not in text} == set()
+
+
+def test_a_trio_composed_by_hand_is_pretrained_and_leaves_weights(tmp_path: Path) -> None:
+    script = EXAMPLES / "compose_by_hand.py"
+    said = ran("-W", "error", script, "by-hand", cwd=tmp_path)
+    assert said.startswith("done ")
+    assert (tmp_path / "by-hand/weights/backbone.safetensors").is_file()
+    assert json.loads((tmp_path / "by-hand/status.json").read_text())["status"] == "done"
+
+
+def test_a_run_from_python_ends_with_features_of_ones_own_image(tmp_path: Path) -> None:
+    script = EXAMPLES / "run_from_python.py"
+    said = ran("-W", "error", script, "from-python", cwd=tmp_path)
+    assert said.splitlines() == ["done after 4 steps", "features (1, 512)"]
+    recipe = (tmp_path / "from-python/recipe.toml").read_text()
+    assert "seed = 7" in recipe  # of examples/recipe.toml
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the example plugin as a user would, but without touching this environment."""
+    folder = tmp_path_factory.mktemp("site")
+    flags = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    flags += ["--disable-pip-version-check", "--no-cache-dir"]
+    ran("-m", "pip", "install", *flags, "--target", str(folder), str(PLUGIN), cwd=folder)
+    return folder
+
+
+def test_the_example_plugin_is_found_shown_and_keeps_its_contract(
+    site: Path, tmp_path: Path
+) -> None:
+    def dira(*words: str) -> str:
+        return ran("-m", "dira_core", *words, cwd=tmp_path, PYTHONPATH=str(site))
+
+    listed = json.loads(dira("plugins", "--json"))
+    assert listed["problems"] == []
+    [mine] = [row for row in listed["components"] if row["plugin"] == "tiny"]
+    assert (mine["kind"], mine["name"]) == ("discriminator", "alignment")
+    assert mine["distribution"] == "dira-tiny-plugin 0.1.0"
+    assert "arXiv:2005.10242" in dira("plugins", "show", "alignment")
+    checks = dira("plugins", "check", "alignment").splitlines()
+    assert len(checks) == 3
+    assert all(line.endswith(": ok") for line in checks)
+
+
+def test_the_example_plugin_trains_with_our_restorer_and_adversary(
+    site: Path, tmp_path: Path
+) -> None:
+    recipe = EXAMPLES / "recipe.toml"
+    flags = ["--preset", "tiny", "--recipe", str(recipe), "--disc", "alignment", "--name", "mine"]
+    said = ran("-m", "dira_core", "run", *flags, cwd=tmp_path, PYTHONPATH=str(site))
+    assert "effective rank of embeddings" in said
+    metrics = (tmp_path / "runs/mine/metrics.jsonl").read_text().splitlines()
+    names = json.loads(metrics[-1]).keys()
+    assert {"losses/dis", "losses/res", "losses/adv", "dis/alignment", "dis/uniformity"} <= names
+
+
+def test_the_example_plugin_is_one_file_of_at_most_60_lines() -> None:
+    code = (PLUGIN / "dira_tiny.py").read_text().splitlines()
+    assert 25 <= len(code) <= 60
+    entry = re.findall(r"^tiny = .*$", (PLUGIN / "pyproject.toml").read_text(), re.MULTILINE)
+    assert entry == ['tiny = "dira_tiny"']
