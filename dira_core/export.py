@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -125,9 +126,10 @@ def load(path: Path | str) -> Pretrained:
         restorer = make("restorer", _choice("restorer", about), backbone)
         assert restorer is not None
         _fill(restorer, folder / "restorer.safetensors")
-    return Pretrained(
-        backbone, restorer, Preprocessing(about["channels"], about["size"], about["window"])
-    )
+    window = about["window"]
+    if isinstance(window, list):
+        window = (window[0], window[1])  # JSON has no tuples
+    return Pretrained(backbone, restorer, Preprocessing(about["channels"], about["size"], window))
 
 
 def _header(path: Path) -> dict[str, Any]:
@@ -151,7 +153,14 @@ def _header(path: Path) -> dict[str, Any]:
 def _choice(kind: Any, about: Mapping[str, Any]) -> Choice:
     options = dict(about[kind])
     name = options.pop("name")
-    return Choice(name, installed().find(kind, name).options.model_validate(options))
+    try:
+        return Choice(name, installed().find(kind, name).options.model_validate(options))
+    except ValidationError as error:
+        wrong = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+        raise CheckpointError(
+            f"the {kind} {name!r} installed here does not take the options these weights were made "
+            f"with ({wrong}): install the version they were made with"
+        ) from error
 
 
 def _fill(module: nn.Module, path: Path) -> None:

@@ -175,7 +175,10 @@ def gather(
 
 def default_preset(layers: Iterable[Layer]) -> list[Layer]:
     """Return the preset `gather` takes by itself, or nothing; presets in `layers` do not count."""
-    given = any("data" in layer.values for layer in layers if not layer.origin.startswith(_PRESET))
+    own = [layer.values for layer in layers if not layer.origin.startswith(_PRESET)]
+    # data.n=64 alone says how many made-up images, not where others are
+    chosen = [values["data"] for values in own if "data" in values]
+    given = any(not isinstance(data, Mapping) or "name" in data for data in chosen)
     name = PRESET_WITH_DATA if given else PRESET_WITHOUT_DATA
     return [preset_layer(name)] if name in installed().names("preset") else []
 

@@ -182,9 +182,10 @@ def _restorer(component: Component, options: Options, dims: int) -> None:
     view = tiny_batch(size=[16] * dims).views[0]
     with half():
         restored = role(backbone(view.image))
-        distance = role.distance(restored, view)
     _must(restored.shape == view.crop.shape, f"restored {restored.shape}, not {view.crop.shape}")
     _must(bool(((restored >= 0) & (restored <= 1)).all()), "restored images leave [0, 1]")
+    with half():
+        distance = role.distance(restored, view)
     _must(distance.shape == () and distance.dtype == torch.float32, "L_res is no float32 scalar")
     torch.autograd.backward(distance)
     _must(all(p.grad is not None for p in role.parameters()), "a parameter gets no gradient")

@@ -78,7 +78,8 @@ def cli() -> str:
 
 def commands(app: typer.Typer) -> list[list[str]]:
     """Return the words of every command, `dira` itself (no words) first."""
-    found, left = [], [([], typer.main.get_command(app))]
+    found: list[list[str]] = []
+    left: list[tuple[list[str], Any]] = [([], typer.main.get_command(app))]
     while left:
         words, command = left.pop(0)
         found.append(words)

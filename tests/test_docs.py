@@ -34,6 +34,7 @@ from dira_core.builtins import PhantomOptions
 from dira_core.cli import command_line
 from dira_core.data.phantom import PhantomSource
 from dira_core.files import FAILPOINTS
+from dira_core.health import SIGNS
 from dira_core.layers import gather
 from dira_core.plugins import installed
 from dira_core.recipe import resolve
@@ -45,7 +46,7 @@ FENCE = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-SMALL = "--backbone resnet18 --size 32 --epochs 1 --batch-size 8"
+SMALL = "--backbone resnet18 --size 32 --epochs 1 --batch-size 8 --set discriminator.dim=64"
 """Added to every `dira run` of the documentation, whose own flags are parsed all the same."""
 
 IMAGES = 24
@@ -119,7 +120,7 @@ def run_console(block: Block, folder: Path) -> None:
     for command, shown in commands(block.text):
         words, _, promise = command.partition("  # exits with ")
         if words.startswith("dira run") and "--resume" not in words:
-            words = f"{words} {SMALL}" + ("" if "--data" in words else f" --set data.n={IMAGES}")
+            words = f"{words} {SMALL}"
         done = subprocess.run(
             ["bash", "-c", words],
             cwd=folder,
@@ -237,6 +238,12 @@ def test_every_failpoint_and_exit_code_is_on_the_page_of_reliability() -> None:
     assert {name for name in FAILPOINTS if f"`{name}`" not in text} == set()
     for code in (0, 1, 2, 3, 4, 5, 6, 75, 130, 143):
         assert f"| {code} |" in text
+
+
+def test_every_alarm_is_on_the_page_of_concepts_with_its_threshold() -> None:
+    text = (ROOT / "docs/concepts.md").read_text()
+    for sign in SIGNS:
+        assert f"| `{sign.name}` | `{sign.metric}` is below {sign.below:g}: " in text
 
 
 def test_every_hook_is_explained() -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import math
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ import torch
 from parts import outcome, small_run, small_settings, small_trio
 from torch import Tensor
 
-from dira_core import Discriminator, Encodings, Objective, Progress
+from dira_core import Discriminator, Encodings, Objective, Progress, session
 from dira_core.api import Result, pretrain
 from dira_core.errors import CheckpointError, DivergedError, PluginError
 from dira_core.plugins import installed
@@ -292,18 +295,19 @@ def test_a_tracker_that_raises_is_left_out_with_one_message(
     assert len(events) == 18 + 1
 
 
-def test_a_resumed_run_counts_its_speed_from_where_it_resumed(tmp_path: Path) -> None:
-    said = Said()
+def test_a_resumed_run_counts_its_speed_from_where_it_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(DivergedError):
-        run_with(collapsing(), tmp_path / "run", said, health={"policy": "stop"})
-    before = max(pace["images_per_s"] for pace in said.paces)
-    again = Said()
-    trio = collapsing()
-    run_with(trio, tmp_path / "run", again, resume=True, log={"every": 1})
-    speeds = [line["step"] for line in read_lines(tmp_path / "run/speed.jsonl")]
-    assert speeds == list(range(1, 19))
-    assert before > 0
-    assert again.about("resumed from step-00000004: epoch 1 of 3, step 4 of 18")
+        run_with(collapsing(), tmp_path / "run", Said(), health={"policy": "stop"})
+    ticks = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(session, "time", ticks)
+    said = Said()
+    run_with(collapsing(), tmp_path / "run", said, resume=True)
+    assert said.about("resumed from step-00000004: epoch 1 of 3, step 4 of 18")
+    assert all(0 < pace["images_per_s"] <= 4 for pace in said.paces)  # four images a step, a tick
+    steps = [line["step"] for line in read_lines(tmp_path / "run/speed.jsonl")]
+    assert steps == list(range(1, 19))
 
 
 def test_no_checkpoint_but_a_history_is_refused_rather_than_started_anew(tmp_path: Path) -> None:
@@ -346,3 +350,11 @@ def test_a_discriminator_gets_features_of_every_image_at_the_start_of_an_epoch(
     assert [tuple(f.shape) for f in role.features] == [(24, 16)] * 3
     assert not torch.equal(role.features[0], role.features[1])
     assert trio.backbone.training
+
+
+def test_workers_end_with_their_run(tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    small_run(tmp_path / "run", train={"epochs": 1}, loader={"workers": 1})
+    for worker in set(multiprocessing.active_children()) - before:
+        worker.join(10)
+        assert not worker.is_alive()

@@ -1,0 +1,123 @@
+"""The comparison of `dira bench step` is fair: both sides compute the same weights."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from kit import SMALL, kit
+from torch import Tensor
+from typer.testing import CliRunner
+
+from dira_core import bench, cli
+from dira_core.api import Game
+from dira_core.bench import BareLoop, Timing, alternate, null_step, ratio
+from dira_core.build import build_source, build_trio
+from dira_core.recipe import Recipe
+from dira_core.trio import Trio
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with kit(tmp_path_factory.mktemp("kit")):
+        yield
+
+
+def recipe(**changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "data": "small-set",
+        "backbone": "small-net",
+        "discriminator": {"name": "simsiam", "dim": 16, "hidden": 8},
+        "restorer": {"name": "unet", "widths": [8, 8, 8]},
+        "adversary": {"name": "patchgan", "widths": [4, 8, 8, 8]},
+        "views": {"size": 16, "distort": ["inner-cutout"]},
+        "train": {"batch_size": 8, "precision": "fp32"},
+        "optimizer": {"lr": 0.5, "momentum": 0.9},
+        "critic_optimizer": {"lr": 0.5},
+        "weights": {"adv": 1.0},  # large, so that a wrong gradient shows
+    }
+    return Recipe.model_validate(values | changes)
+
+
+def weights(trio: Trio) -> dict[str, Tensor]:
+    roles = {name: role for name, role in vars(trio).items() if role is not None}
+    return {
+        f"{n}.{k}": v.clone() for n, role in roles.items() for k, v in role.state_dict().items()
+    }
+
+
+def after_one_step_each(chosen: Recipe, *, plain: bool) -> list[dict[str, Tensor]]:
+    """Return the weights before, after dira's step and after the bare loop's, on one batch."""
+    game = Game(build_trio(chosen), build_source(chosen), chosen)
+    before = weights(game.trio)
+    crops = next(game.loader.batches(0, 0, 0))
+    batch = game.views(crops, 0, 0)
+    other = build_trio(chosen)
+    BareLoop(other, batch, chosen, game.precision, plain=plain).step()
+    game.trainer.train_step([crops])
+    return [before, weights(game.trio), weights(other)]
+
+
+MIXES: list[dict[str, Any]] = [
+    {},
+    {"adversary": "none"},
+    {"discriminator": "none"},
+    {"restorer": "none", "adversary": "none"},
+    {"train": {"batch_size": 8, "precision": "fp32", "channels_last": False}},
+]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("changes", MIXES)
+def test_dira_and_the_hand_written_loops_end_a_step_with_the_same_weights(
+    changes: dict[str, Any], plain: bool
+) -> None:
+    before, dira, bare = after_one_step_each(recipe(**changes), plain=plain)
+    assert dira.keys() == bare.keys()
+    assert sum(not torch.equal(before[key], dira[key]) for key in dira) > len(dira) / 2
+    for key, value in dira.items():
+        torch.testing.assert_close(value, bare[key], rtol=1e-6, atol=1e-6, msg=key)
+
+
+def test_arms_are_alternated_and_the_first_round_does_not_count(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    called: list[str] = []
+    timings = alternate({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3)
+    assert called == list("abababab")
+    assert timings == {"a": Timing((1, 1, 1)), "b": Timing((1, 1, 1))}
+
+
+def test_ratios_are_medians_over_rounds() -> None:
+    timings = {"slow": Timing((2.0, 9.0, 6.0)), "fast": Timing((1.0, 3.0, 1.0))}
+    assert ratio(timings, "slow", "fast") == 3
+    assert timings["slow"].median == 6
+
+
+@pytest.mark.slow
+def test_the_command_measures_every_arm_and_prints_json() -> None:
+    def ask(*flags: str) -> str:
+        result = CliRunner().invoke(
+            cli.command_line(), ["bench", "step", *SMALL, "--rounds", "1", *flags]
+        )
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    found = json.loads(ask("--json"))
+    arms = {"dira step", "bare loop", "plain fp32 step", "dira run", "views"}
+    assert found["ms"].keys() == arms
+    assert all(ms > 0 for ms in found["ms"].values())
+    assert found["precision"] == "fp32"
+    assert found["null step us"] > 0
+    assert "bare loop / dira step" in ask()
+
+
+def test_a_step_that_computes_nothing_is_timed_over_a_whole_run() -> None:
+    assert null_step() > 0

@@ -1,0 +1,194 @@
+"""From a recipe to live parts: initial weights, refusals, memory layout, every mix of roles."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from parts import small_settings, small_trio
+
+from dira_core import Options
+from dira_core.api import Game
+from dira_core.build import build_source, build_trackers, build_trio, make, place, seeded
+from dira_core.components import Choice
+from dira_core.errors import PluginError, RecipeError
+from dira_core.plugins import installed
+from dira_core.recipe import Recipe
+from dira_core.testing import TinySource, choice
+from dira_core.trio import Trio
+
+KIT = """
+from pydantic import Field
+from dira_core import Component, Options, RecipeError, hookimpl
+
+def unhappy(options, backbone):
+    raise KeyError("weights")
+
+def choosy(options, backbone):
+    raise RecipeError("sizes below 100 px do not work")
+
+@hookimpl
+def dira_restorers():
+    yield Component("unhappy", Options, unhappy, summary="raises")
+    yield Component("choosy", Options, choosy, summary="raises")
+    yield Component("deep", Options, print, summary="volumes alone", dims=(3,))
+"""
+
+
+@pytest.fixture
+def _kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "fake_kit.py").write_text(KIT)
+    info = tmp_path / "kit-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kit\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dira]\nkit = fake_kit\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    installed.cache_clear()
+    yield
+    installed.cache_clear()
+    sys.modules.pop("fake_kit", None)
+
+
+def recipe(**changes: Any) -> Recipe:
+    values: dict[str, Any] = {
+        "data": {"name": "phantom", "n": 16},
+        "backbone": "resnet18",
+        "discriminator": {"name": "simsiam", "dim": 16, "hidden": 8},
+        "restorer": {"name": "unet", "widths": [8, 8, 8, 8, 8]},
+        "adversary": {"name": "patchgan", "widths": [4, 8, 8, 8]},
+        "views": {"size": 32},
+        "train": {"batch_size": 4, "precision": "fp32"},
+    }
+    return Recipe.model_validate(values | changes)
+
+
+def weights(module: torch.nn.Module | None) -> dict[str, torch.Tensor]:
+    assert module is not None
+    return dict(module.state_dict())
+
+
+def same(a: torch.nn.Module | None, b: torch.nn.Module | None) -> bool:
+    x, y = weights(a), weights(b)
+    return x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
+
+
+@pytest.mark.parametrize("without", ["discriminator", "adversary"])
+def test_leaving_a_role_out_changes_no_other_roles_initial_weights(without: str) -> None:
+    full, rest = build_trio(recipe()), build_trio(recipe(**{without: "none"}))
+    assert getattr(rest, without) is None
+    for role in {"backbone", "discriminator", "restorer", "adversary"} - {without}:
+        assert same(getattr(full, role), getattr(rest, role)), role
+
+
+def test_initial_weights_depend_on_the_seed_and_not_on_what_torch_drew_before() -> None:
+    first = build_trio(recipe())
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    again = build_trio(recipe())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same(first.backbone, again.backbone)
+    assert same(first.adversary, again.adversary)
+    assert not same(first.backbone, build_trio(recipe(seed=1)).backbone)
+
+
+def test_numbers_of_different_names_differ() -> None:
+    drawn = []
+    for name in ("backbone", "discriminator"):
+        with seeded(0, name):
+            drawn.append(torch.rand(4))
+    assert not torch.equal(*drawn)
+
+
+@pytest.mark.usefixtures("_kit")
+def test_a_component_for_other_axes_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match="restorer 'deep' does not work on 2-D images"):
+        build_trio(recipe(restorer="deep"))
+
+
+@pytest.mark.usefixtures("_kit")
+def test_a_component_that_cannot_be_built_is_named_with_its_cause() -> None:
+    with pytest.raises(PluginError, match=r"restorer 'unhappy' .*KeyError: 'weights'") as caught:
+        build_trio(recipe(restorer="unhappy"))
+    assert isinstance(caught.value.__cause__, KeyError)
+    with pytest.raises(RecipeError, match="^sizes below 100 px do not work$"):
+        build_trio(recipe(restorer="choosy"))
+
+
+def test_a_component_nobody_offers_is_named() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'unet'"):
+        make("restorer", Choice("unett", Options()), small_trio().backbone)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_channels_last_moves_weights_in_memory_and_changes_no_value(dims: int) -> None:
+    conv = torch.nn.Conv2d if dims == 2 else torch.nn.Conv3d
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(conv(3, 4, 3), torch.nn.Linear(4, 2))
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    parameters = list(net.parameters())
+    place(net, torch.device("cpu"), channels_last=True)
+    last = torch.channels_last if dims == 2 else torch.channels_last_3d
+    assert net[0].weight.is_contiguous(memory_format=last)
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    assert all(a is b for a, b in zip(parameters, net.parameters(), strict=True))
+    place(net, torch.device("cpu"), channels_last=False)
+
+
+def test_source_and_trackers_are_those_of_the_recipe(tmp_path: Path) -> None:
+    assert len(build_source(recipe())) == 16
+    assert build_trackers(recipe(), tmp_path) == []
+
+
+MIXES = [
+    mix
+    for mix in itertools.product(["simsiam", None], ["unet", None], ["patchgan", None])
+    if (mix[0] or mix[1]) and (mix[1] or not mix[2])
+]
+
+
+@pytest.mark.parametrize(("disc", "res", "adv"), MIXES)
+def test_every_mix_of_roles_trains(disc: str | None, res: str | None, adv: str | None) -> None:
+    trio = small_trio()
+    mix = Trio(
+        trio.backbone,
+        trio.discriminator if disc else None,
+        trio.restorer if res else None,
+        trio.adversary if adv else None,
+    )
+    before = [p.detach().clone() for p in trio.backbone.parameters()]
+    trainer = Game(mix, TinySource(24), small_settings()).trainer
+    steps = trainer.steps()
+    for _ in range(2):
+        metrics = trainer.train_step(next(steps))
+        trainer.step += 1
+    named = {"dis": disc, "res": res, "adv": adv, "critic": adv, "total": True}
+    assert {key for key in metrics if key.startswith("losses/")} == {
+        f"losses/{name}" for name, there in named.items() if there
+    }
+    assert all(torch.tensor(value).isfinite() for value in metrics.values())
+    gradients = [p.grad for p in mix.backbone.parameters()]
+    assert any(g is not None and g.abs().sum() > 0 for g in gradients)
+    moved = zip(mix.backbone.parameters(), before, strict=True)
+    assert any(not torch.equal(a, b) for a, b in moved)
+
+
+def test_a_mix_without_anything_to_train_is_refused() -> None:
+    trio = small_trio()
+    with pytest.raises(RecipeError, match="nothing to train"):
+        Game(Trio(trio.backbone), TinySource(24), small_settings())
+    with pytest.raises(RecipeError, match="choose a restorer"):
+        Game(
+            Trio(trio.backbone, trio.discriminator, None, trio.adversary),
+            TinySource(24),
+            small_settings(),
+        )
+
+
+def test_a_chosen_component_is_built_with_its_options() -> None:
+    head = make("discriminator", choice("discriminator", "simsiam", dim=6), small_trio().backbone)
+    assert any(6 in p.shape for p in head.parameters())

@@ -1,0 +1,239 @@
+"""`dira run` from first line to last: folders, resuming, rehearsing, mistakes, exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from kit import SMALL, kit
+from parts import outcome
+
+import dira_core
+from dira_core import cli
+from dira_core.runfolder import read_lines
+
+Dira = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with kit(tmp_path_factory.mktemp("kit")):
+        yield
+
+
+@pytest.fixture
+def dira(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Dira:
+    """Return the command: its exit code, output and error output, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dira", *arguments])
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(left.value.code or 0), out, err
+
+    return run
+
+
+def preempted_at(step: int, dira: Dira, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KIT_STOP_AT", str(step))
+    code, _, err = dira("run", *SMALL, "--name", f"stopped-{step}")
+    monkeypatch.delenv("KIT_STOP_AT")
+    folder = Path(f"runs/stopped-{step}")
+    assert code == 75, err
+    assert f"dira run --resume {folder}" in err
+    return folder
+
+
+def test_a_run_ends_with_what_was_learned_in_a_folder_named_after_its_parts(dira: Dira) -> None:
+    code, out, err = dira("run", *SMALL)
+    assert code == 0, err
+    folder = Path("runs/simsiam-unet-patchgan-small-net-small-set")
+    assert json.loads((folder / "status.json").read_text())["status"] == "done"
+    for line in ("restoration error", "embedding std", "effective rank", "8 steps", "weights"):
+        assert line in out
+    assert str(folder / "weights/backbone.safetensors") in out
+    found = dira_core.load(folder)
+    assert found.restorer is not None
+    summary = json.loads((folder / "summary.json").read_text())
+    assert f"{summary['after']['restoration/error']:.5f}" in out
+
+
+def test_the_next_run_gets_a_folder_of_its_own_and_a_name_may_be_given(dira: Dira) -> None:
+    for name in ("mine", "mine", "a b/c"):
+        assert dira("run", *SMALL, "--epochs", "1", "--out", "here", "--name", name)[0] == 0
+    assert sorted(p.name for p in Path("here").iterdir()) == ["a-b-c", "mine", "mine-2"]
+
+
+def test_without_a_terminal_progress_is_plain_lines(dira: Dira) -> None:
+    _, _, err = dira("run", *SMALL)
+    lines = err.splitlines()
+    assert lines[0].startswith("simsiam-unet-patchgan-small-net-small-set in runs/")
+    assert "epoch 2/2  step 8/8" in lines[-1]
+    assert "res 0." in lines[-1]
+    assert "\x1b" not in err
+
+
+def test_the_recipe_in_a_run_folder_repeats_the_run(dira: Dira) -> None:
+    assert dira("run", *SMALL, "--name", "first")[0] == 0
+    code, _, err = dira("run", "--recipe", "runs/first/recipe.toml", "--name", "again")
+    assert code == 0, err
+    assert outcome(Path("runs/first")) == outcome(Path("runs/again"))
+
+
+@pytest.mark.slow
+def test_a_run_stopped_at_any_step_and_resumed_ends_with_the_same_bits(
+    dira: Dira, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert dira("run", *SMALL, "--name", "whole")[0] == 0
+    whole = outcome(Path("runs/whole"))
+    for step in range(1, 9):
+        folder = preempted_at(step, dira, monkeypatch)
+        assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
+        code, out, err = dira("run", "--resume", str(folder))
+        assert code == 0, err
+        assert "8 steps" in out
+        assert f"step {step} of 8" in err
+        assert outcome(folder) == whole, f"stopped at step {step}"
+
+
+def test_a_run_that_failed_before_its_first_step_is_resumed_from_step_0(
+    dira: Dira, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KIT_FAIL_AT", "start")
+    code, _, err = dira("run", *SMALL, "--name", "run")
+    assert (code, err.splitlines()[-1][:40]) == (4, "error: 'kit' raised in dira_run_started ")
+    monkeypatch.delenv("KIT_FAIL_AT")
+    code, _, err = dira("run", "--resume", "runs/run")
+    assert code == 0
+    assert "resumed from step-00000000" in err
+    assert dira("run", *SMALL, "--name", "whole")[0] == 0
+    assert outcome(Path("runs/run")) == outcome(Path("runs/whole"))
+
+
+def test_resuming_a_finished_run_changes_nothing_and_is_no_error(dira: Dira) -> None:
+    first = dira("run", *SMALL, "--name", "run")[1]
+    before = {p: p.read_bytes() for p in Path("runs/run").rglob("*") if p.is_file()}
+    code, out, err = dira("run", "--resume", "runs/run")
+    assert (code, out) == (0, first)
+    assert "done already" in err
+    assert before == {p: p.read_bytes() for p in Path("runs/run").rglob("*") if p.is_file()}
+
+
+def test_a_resumed_run_may_change_what_decides_nothing_about_weights(
+    dira: Dira, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = preempted_at(2, dira, monkeypatch)
+    changes = ["--set", "log.every=2", "--set", "checkpoint.every_steps=5"]
+    assert dira("run", "--resume", str(folder), *changes)[0] == 0
+    steps = [line["step"] for line in read_lines(folder / "metrics.jsonl")]
+    assert steps == [1, 2, 3, 4, 5, 6, 7, 8]  # health looks at 3, 5 and 7
+    assert (folder / "checkpoints/step-00000005").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        (["--lr", "0.5"], "optimizer.lr"),
+        (["--set", "views.scale=[0.1, 1]", "--seed", "3"], "seed, views.scale"),
+        (["--adv", "none"], "adversary"),
+        (["--epochs", "9", "--set", "log.every=3"], "train.epochs"),
+        (["--data", "phantom"], "data.n, data.name, data.path, data.size"),
+    ],
+)
+def test_a_resumed_run_refuses_other_changes_by_name(
+    dira: Dira, monkeypatch: pytest.MonkeyPatch, change: list[str], keys: str
+) -> None:
+    folder = preempted_at(2, dira, monkeypatch)
+    code, _, err = dira("run", "--resume", str(folder), *change)
+    assert code == 2
+    assert err == (
+        f"error: --resume continues the same run, {keys} cannot change: start a new one with "
+        f"--recipe {folder}/recipe.toml and your changes\n"
+    )
+
+
+def test_resuming_what_is_no_run_says_so(dira: Dira) -> None:
+    code, _, err = dira("run", "--resume", "nowhere")
+    assert (code, err) == (2, "error: --resume nowhere: no run there, it has no recipe.toml\n")
+
+
+def test_a_dry_run_shows_losses_time_memory_disk_and_views_and_trains_nothing(dira: Dira) -> None:
+    code, out, err = dira("run", *SMALL, "--dry-run")
+    assert code == 0, err
+    for word in ("losses/dis", "losses/res", "losses/adv", "losses/critic", "time", "memory"):
+        assert any(line.startswith(word) for line in out.splitlines())
+    assert "for 8 steps" in out
+    assert "16 images, 0 of 8 unreadable" in out
+    [folder] = Path("runs").iterdir()
+    assert folder.name.startswith("dry-")
+    assert [p.name for p in folder.iterdir()] == ["views.png"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        (["--disc", "simsam"], 2, "did you mean 'simsiam'"),
+        (["--set", "train.epoch=3"], 2, "did you mean 'epochs'"),
+        (["--set", "views.size"], 2, "key.key=value"),
+        (["--precision", "fp8"], 2, "train.precision"),
+        (["--res", "none"], 2, "choose a restorer"),
+        (["--data", "missing/folder"], 2, "no such file or folder"),
+        (["--set", "train.device=cuda"], 2, "torch sees no GPU"),
+        (["--batch-size", "64"], 3, "the source has 16"),
+        (["--res", "broken"], 4, "KeyError: 'half written'"),
+        (["--data", "poisoned"], 5, "not finite at step"),
+    ],
+)
+def test_a_mistake_is_one_plain_message_and_its_exit_code(
+    dira: Dira, flags: list[str], code: int, said: str
+) -> None:
+    small = SMALL
+    if "--res" in flags:  # its options are those of the other restorer
+        small = [f.replace("restorer.widths=[8, 8, 8]", "seed=0") for f in SMALL]
+    found, out, err = dira("run", *small, *flags)
+    assert found == code, err
+    assert out == ""
+    assert len([line for line in err.splitlines() if line.startswith("error: ")]) == 1
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_all_mistakes_come_in_one_message(dira: Dira) -> None:
+    code, _, err = dira("run", *SMALL, "--precision", "fp8", "--set", "train.epoch=3")
+    assert code == 2
+    assert "train.precision" in err
+    assert "train.epoch" in err
+    assert not Path("runs").exists()
+
+
+def test_a_folder_without_images_is_an_error_of_the_data(dira: Dira) -> None:
+    Path("empty").mkdir()
+    code, _, err = dira("run", *SMALL, "--data", "empty")
+    assert code == 3
+    assert "Traceback" not in err
+
+
+def test_help_teaches_what_the_flags_and_exit_codes_mean(dira: Dira) -> None:
+    code, out, _ = dira("run", "--help")
+    assert code == 0
+    for word in ("--disc", "--res", "--adv", "--resume", "--dry-run", "75", "Ctrl-C", "minute"):
+        assert word in out
+
+
+@pytest.mark.slow
+def test_the_first_command_of_the_readme_works_on_built_in_images(dira: Dira) -> None:
+    flags = ["--disc", "simsiam", "--res", "unet", "--adv", "patchgan", "--backbone", "resnet18"]
+    small = ["--set", "data.n=64", "--size", "32", "--epochs", "1", "--batch-size", "16"]
+    code, out, err = dira("run", *flags, *small, "--precision", "fp32")
+    assert code == 0, err
+    assert "kNN accuracy of frozen features" in out
+    folder = Path("runs/simsiam-unet-patchgan-resnet18-phantom")
+    assert (folder / "images/restored.png").exists()
+    assert dira_core.load(folder).backbone.channels[-1] == 512

@@ -1,0 +1,294 @@
+"""The checks plugin authors run pass every installed component and catch the usual mistakes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from dira_core.components import Kind
+from dira_core.errors import RecipeError
+from dira_core.plugins import installed
+from dira_core.testing import TinySource, check, choice, tiny_batch
+
+KINDS: tuple[Kind, ...] = (
+    "discriminator",
+    "restorer",
+    "adversary",
+    "distortion",
+    "backbone",
+    "source",
+    "tracker",
+)
+EVERY = [(kind, name) for kind in KINDS for name in installed().names(kind)]
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "one-of": {"of": ["inner-cutout", "patch-swap"], "weights": [0.5, 0.2]},
+    "folder": {"path": "somewhere"},
+    "manifest": {"path": "somewhere.csv"},
+}
+
+ZOO = """
+import torch
+from pydantic import Field
+from torch import nn
+from dira_core import (
+    Adversary, Backbone, Component, Discriminator, Distortion, DistortionOptions, Objective,
+    Options, Restorer, Tracker, hookimpl,
+)
+
+class Head(Discriminator):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(16, 8)
+        self.spare = nn.Linear(8, 8)
+
+    def z(self, encodings):
+        return [self.spare(self.head(encodings[view].pooled)) for view in range(2)]
+
+    def forward(self, encodings):
+        a, b = self.z(encodings)
+        return Objective((a.float() - b.float()).square().mean(), embedding=a)
+
+class Vector(Head):
+    def forward(self, encodings):
+        a, b = self.z(encodings)
+        return Objective((a.float() - b.float()).square().mean(1), embedding=a)
+
+class Half(Head):
+    def forward(self, encodings):
+        a, b = self.z(encodings)
+        return Objective((a @ b.T).mean(), embedding=a)
+
+class Endless(Head):
+    def forward(self, encodings):
+        a, _ = self.z(encodings)
+        return Objective((a.float() - a.float()).sum() / 0, embedding=a)
+
+class Blind(Head):
+    def forward(self, encodings):
+        a = self.spare(self.head(encodings[0].pooled.detach()))
+        return Objective(a.float().square().mean(), embedding=a)
+
+class Forgetful(Head):
+    def param_groups(self):
+        return [{"params": list(self.head.parameters())}]
+
+class Double(Head):
+    def param_groups(self):
+        return [{"params": list(self.parameters())}, {"params": list(self.spare.parameters())}]
+
+class Up(Restorer):
+    def __init__(self, scale=8, beyond=False, spare=False, half=False):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(16, 1, scale, scale)
+        self.spare = nn.Linear(2, 2) if spare else None
+        self.beyond, self.half = beyond, half
+
+    def forward(self, pyramid):
+        restored = self.up(pyramid[-1])
+        return restored + 2 if self.beyond else restored.sigmoid()
+
+    def distance(self, restored, view):
+        error = restored - view.crop
+        return error.square().mean() if not self.half else error.bfloat16().square().mean()
+
+class Critic(Adversary):
+    def __init__(self, channels=1, blind=False, half=False):
+        super().__init__()
+        self.net = nn.Conv2d(1, channels, 4, 4)
+        self.blind, self.half = blind, half
+
+    def forward(self, image, condition=None):
+        return self.net(image.detach() if self.blind else image)
+
+    def critic_loss(self, real, fake):
+        return self.number((real.float() - 1).square().mean() + fake.float().square().mean())
+
+    def generator_loss(self, fake):
+        return self.number((fake.float() - 1).square().mean())
+
+    def number(self, loss):
+        return loss.bfloat16() if self.half else loss
+
+class Twist(Distortion):
+    def __init__(self, what):
+        super().__init__()
+        self.what = what
+
+    def forward(self, images, draws):
+        if self.what == "writes":
+            return images.mul_(0.5)
+        if self.what == "random":
+            return images * torch.rand(len(images), 1, 1, 1)
+        if self.what == "batch":
+            return images - images.mean()
+        if self.what == "shape":
+            return images[..., 1:]
+        if self.what == "dtype":
+            return images.double()
+        return images / 0
+
+class Stack(Backbone):
+    in_channels, dims = 1, 2
+
+    def __init__(self, channels, strides):
+        super().__init__()
+        self.channels, self.strides = channels, strides
+        self.conv = nn.Conv2d(1, 4, 3, 2, 1)
+
+    def forward(self, images):
+        return [self.conv(images)]
+
+class Deaf(Tracker):
+    def log(self, step, metrics):
+        raise RuntimeError("no network")
+
+class Odd(Options):
+    number: float = Field(1.0, exclude=True)
+    twice: float = 2.0
+
+class Lossy(Options):
+    word: str = "a"
+
+    def model_dump_json(self, **given):
+        return '{"word": "b"}'
+
+def of(kind, classes):
+    for name, make in classes.items():
+        yield Component(name, Options, lambda *parts, make=make: make(), summary="bad", dims=(2,))
+
+@hookimpl
+def dira_discriminators():
+    yield from of("d", {"good-head": Head, "vector": Vector, "half-loss": Half, "endless": Endless,
+                        "blind": Blind, "forgetful": Forgetful, "double": Double})
+    yield Component("lossy", Lossy, lambda *parts: Head(), summary="bad", dims=(2,))
+
+@hookimpl
+def dira_restorers():
+    yield from of("r", {"good-up": Up, "small": lambda: Up(4), "beyond": lambda: Up(beyond=True),
+                        "idle": lambda: Up(spare=True), "half-distance": lambda: Up(half=True)})
+
+@hookimpl
+def dira_adversaries():
+    yield from of("a", {"good-critic": Critic, "wide": lambda: Critic(2),
+                        "blind-critic": lambda: Critic(blind=True),
+                        "half-critic": lambda: Critic(half=True)})
+
+@hookimpl
+def dira_distortions():
+    for what in ("writes", "random", "batch", "shape", "dtype", "infinite"):
+        yield Component(what, DistortionOptions, lambda o, w=what: Twist(w), summary="b", dims=(2,))
+
+@hookimpl
+def dira_backbones():
+    yield from of("b", {"good-stack": lambda: Stack((4,), (2,)),
+                        "wrong-stride": lambda: Stack((4,), (4,)),
+                        "wrong-channels": lambda: Stack((8,), (2,)),
+                        "wrong-number": lambda: Stack((4, 4), (2, 4))})
+
+@hookimpl
+def dira_trackers():
+    yield from of("t", {"deaf": Deaf})
+"""
+
+CAUGHT: dict[tuple[Kind, str], str] = {
+    ("discriminator", "vector"): "not a scalar",
+    ("discriminator", "half-loss"): "the loss is not float32",
+    ("discriminator", "endless"): "the loss is not finite",
+    ("discriminator", "blind"): "no gradient at the backbone",
+    ("discriminator", "forgetful"): "every parameter exactly once",
+    ("discriminator", "double"): "every parameter exactly once",
+    ("discriminator", "lossy"): "read back from JSON differ",
+    ("restorer", "small"): "restored torch.Size",
+    ("restorer", "beyond"): "leave [0, 1]",
+    ("restorer", "idle"): "a parameter gets no gradient",
+    ("restorer", "half-distance"): "no float32 scalar",
+    ("adversary", "wide"): "not (B, 1, ...)",
+    ("adversary", "blind-critic"): "no gradient at the image",
+    ("adversary", "half-critic"): "no float32 scalar",
+    ("distortion", "writes"): "the input was written to",
+    ("distortion", "random"): "take randomness from draws",
+    ("distortion", "batch"): "depends on its batch",
+    ("distortion", "shape"): "shape or dtype changed",
+    ("distortion", "dtype"): "shape or dtype changed",
+    ("distortion", "infinite"): "not finite",
+    ("backbone", "wrong-stride"): "a map is",
+    ("backbone", "wrong-channels"): "a map is",
+    ("backbone", "wrong-number"): "channels or strides",
+    ("tracker", "deaf"): "no network",
+}
+GOOD: list[tuple[Kind, str]] = [
+    ("discriminator", "good-head"),
+    ("restorer", "good-up"),
+    ("adversary", "good-critic"),
+    ("backbone", "good-stack"),
+]
+
+
+@pytest.fixture(scope="module")
+def _zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("zoo")
+    (folder / "fake_zoo.py").write_text(ZOO)
+    info = folder / "zoo-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[dira]\nzoo = fake_zoo\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        installed.cache_clear()
+        yield
+    installed.cache_clear()
+    sys.modules.pop("fake_zoo", None)
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_installed_component_keeps_its_contract(kind: Kind, name: str) -> None:
+    results = check(kind, name, **NEEDED.get(name, {}))
+    assert results
+    assert [f"{title}: {wrong}" for title, wrong in results if wrong] == []
+    assert not any("not checked" in title for title, _ in results)
+
+
+@pytest.mark.usefixtures("_zoo")
+@pytest.mark.parametrize(("kind", "name"), CAUGHT)
+def test_a_usual_mistake_is_caught_and_named(kind: Kind, name: str) -> None:
+    wrong = [wrong for _, wrong in check(kind, name) if wrong is not None]
+    assert len(wrong) == 1
+    assert CAUGHT[kind, name] in wrong[0]
+
+
+@pytest.mark.usefixtures("_zoo")
+@pytest.mark.parametrize(("kind", "name"), GOOD)
+def test_what_the_mistakes_were_made_of_is_sound(kind: Kind, name: str) -> None:
+    assert [wrong for _, wrong in check(kind, name) if wrong is not None] == []
+
+
+def test_a_component_that_needs_options_says_which_and_is_not_called_broken() -> None:
+    assert check("distortion", "one-of") == [
+        ("not checked: of and weights must be given to check()", None)
+    ]
+
+
+def test_an_unknown_component_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'unet'"):
+        check("restorer", "unett")
+
+
+def test_a_choice_by_hand_has_the_options_of_its_component() -> None:
+    chosen = choice("distortion", "flip", p=0.25)
+    assert (chosen.name, chosen.options.model_dump()["p"]) == ("flip", 0.25)
+
+
+def test_tiny_parts_are_the_same_every_time_and_fit_each_other() -> None:
+    first, again = tiny_batch(3, 2, 1, (8, 12)), tiny_batch(3, 2, 1, (8, 12))
+    assert first.views[1].crop.shape == (3, 1, 8, 12)
+    assert (first.views[1].image == again.views[1].image).all()
+    assert (first.views[0].image != first.views[0].crop).any()
+    source = TinySource(6, dims=3)
+    assert source.read(5).pixels.shape == (1, 24, 24, 24)
+    assert source.labels is not None
+    bright = [source.read(i).pixels.mean() for i in range(6)]
+    assert min(bright[1::2]) > max(bright[::2])
