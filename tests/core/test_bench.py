@@ -39,7 +39,7 @@ def recipe(**changes: Any) -> Recipe:
         "train": {"batch_size": 8, "precision": "fp32"},
         "optimizer": {"lr": 0.5, "momentum": 0.9},
         "critic_optimizer": {"lr": 0.5},
-        "weights": {"adv": 1.0},  # large, so that a wrong gradient shows
+        "weights": {"adv": 2.0},  # large, so that a wrong gradient shows
     }
     return Recipe.model_validate(values | changes)
 

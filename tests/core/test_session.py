@@ -352,9 +352,12 @@ def test_a_discriminator_gets_features_of_every_image_at_the_start_of_an_epoch(
     assert trio.backbone.training
 
 
-def test_workers_end_with_their_run(tmp_path: Path) -> None:
+def test_workers_end_with_a_failed_run_whose_error_is_kept(tmp_path: Path) -> None:
     before = set(multiprocessing.active_children())
-    small_run(tmp_path / "run", train={"epochs": 1}, loader={"workers": 1})
+    changes: dict[str, Any] = {"health": {"policy": "stop"}, "loader": {"workers": 1}}
+    with pytest.raises(DivergedError) as kept:
+        run_with(collapsing(), tmp_path / "run", Said(), **changes)
     for worker in set(multiprocessing.active_children()) - before:
         worker.join(10)
         assert not worker.is_alive()
+    assert kept.traceback  # keeps the loader from being collected, as a notebook does

@@ -253,6 +253,7 @@ def test_a_step_that_is_skipped_leaves_buffers_as_they_were() -> None:
     assert len(watcher.setbacks) == 1
     assert len(role.stepped) == trainer.total_steps - 1
     assert role.seen == trainer.total_steps - 1
+    assert watcher.epochs == [0, 1, 2]
 
 
 def test_what_torch_draws_in_a_step_is_a_function_of_seed_and_step() -> None:
