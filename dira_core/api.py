@@ -131,6 +131,7 @@ class Game:
         self.settings = settings
         if settings.train.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of a step
             torch.backends.cudnn.benchmark = False
         players = build_players(trio, settings, self.precision)
         assert isinstance(players[0].module, Model)

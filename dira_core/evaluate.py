@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import update_bn
 
-from dira_core.data.loader import Crops, Loader
+from dira_core.data.loader import Crops, Loader, whole_images
 from dira_core.health import restoration_report
 from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split
 from dira_core.precision import Precision
@@ -71,7 +73,9 @@ def probe(
 ) -> float | None:
     """Return the kNN accuracy of frozen features on the source's labels; None without labels.
 
-    Half of the images (by a hash of their index) are neighbours, the other half are classified.
+    Half of the images (by a hash of their index) are neighbours, the other half are classified. The
+    batch-norm statistics of a copy are measured on these images first: an untrained network has none,
+    and a trained one has those of distorted crops.
     """
     if source.labels is None or not settings.log.probe:
         return None
@@ -80,7 +84,10 @@ def probe(
         return None
     chosen = known[np.linspace(0, len(known) - 1, min(PROBED, len(known))).astype(int)]
     size, channels = settings.views.size, settings.views.channels
-    embedded = features(backbone, source, size, channels, chosen, device)
+    measured = copy.deepcopy(backbone)
+    pieces = [chosen[i : i + 128].tolist() for i in range(0, len(chosen), 128)]
+    update_bn((whole_images(source, piece, size, channels) for piece in pieces), measured, device)
+    embedded = features(measured, source, size, channels, chosen, device)
     labels = torch.from_numpy(np.asarray(source.labels)[chosen].astype(np.int64))
     return knn_accuracy(embedded, labels, probe_split(len(chosen), settings.seed))
 

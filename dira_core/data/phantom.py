@@ -1,5 +1,8 @@
 """Procedural frontal chest radiographs with known findings, drawn from their index alone.
 
+Patients and exposures vary a little, findings are spread over both lungs: what crops of one image have
+in common is mostly its finding, so that a minute of training can learn something about it.
+
 Only operations that IEEE 754 rounds correctly are used (+ - * / sqrt, no exp, sin or BLAS), on raw
 Philox bits, and the result is rounded to 8 bit: the same pixels on every platform.
 """
@@ -20,7 +23,7 @@ from dira_core.types import Image
 Plane = np.ndarray[Any, Any]
 """(H, W) float32, or what broadcasts to it."""
 
-CLASSES = ("normal", "consolidation", "nodules", "effusion")
+CLASSES = ("normal", "reticulation", "miliary", "haze")
 """What the labels 0 to 3 mean; image i is of class i modulo 4."""
 
 VERSION = 1
@@ -101,7 +104,7 @@ class Phantom:
 
     Attributes:
         pixels: (1, size, size) uint8.
-        findings: (K, size, size) bool, one mask for each object of the finding; K = 0 where normal.
+        findings: (K, size, size) bool, one mask for each lung with the finding; K = 0 where normal.
     """
 
     pixels: np.ndarray[Any, np.dtype[np.uint8]]
@@ -111,11 +114,11 @@ class Phantom:
 def pose(dice: Dice, size: int) -> tuple[Plane, Plane]:
     """Return body coordinates of every pixel: rotated, scaled and moved at random."""
     line = (np.arange(size, dtype=np.float32) + 0.5) * (2.0 / size) - 1.0
-    half = dice.number(-0.06, 0.06)  # tangent of half the angle, +-7 degrees
+    half = dice.number(-0.012, 0.012)  # tangent of half the angle, +-7 degrees
     cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
-    zoom, aspect = dice.number(0.8, 1.05), dice.number(0.92, 1.1)
-    u = line[None, :] - dice.number(-0.1, 0.1)
-    v = line[:, None] - dice.number(-0.1, 0.1)
+    zoom, aspect = dice.number(0.9, 0.95), dice.number(0.992, 1.028)
+    u = line[None, :] - dice.number(-0.02, 0.02)
+    v = line[:, None] - dice.number(-0.02, 0.02)
     return (cosine * u + sine * v) * (zoom * aspect), (cosine * v - sine * u) * zoom
 
 
@@ -123,13 +126,13 @@ def anatomy(dice: Dice, size: int) -> Chest:
     """Place the lungs of a patient."""
     x, y = pose(dice, size)
     a, softness = np.abs(x), 3.0 / size
-    apex, base = dice.number(-0.78, -0.66), dice.number(0.42, 0.6)
-    width = dice.number(0.31, 0.37)
-    middle, centre = dice.number(0.15, 0.3), dice.number(0.39, 0.43)
+    apex, base = dice.number(-0.732, -0.708), dice.number(0.492, 0.528)
+    width = dice.number(0.334, 0.346)
+    middle, centre = dice.number(0.21, 0.24), dice.number(0.406, 0.414)
     across = (a - centre) / width
     down = (y - middle) / (middle - apex)
     inside = 1.0 - across * across - np.minimum(down, 0.0) ** 2
-    domes = base + dice.number(0.5, 0.9) * (a - centre) ** 2 + 0.04 * np.sign(x)
+    domes = base + dice.number(0.66, 0.74) * (a - centre) ** 2 + 0.04 * np.sign(x)
     lungs = ramp(inside * (width / 2 / softness)) * ramp((domes - y) / softness)
     return Chest(x, y, lungs, apex, base, softness)
 
@@ -137,14 +140,14 @@ def anatomy(dice: Dice, size: int) -> Chest:
 def tissue(chest: Chest, dice: Dice) -> Plane:
     """Return how much of the beam soft tissue takes: trunk, heart, mediastinum, abdomen."""
     x, y, a = chest.x, chest.y, np.abs(chest.x)
-    neck, wide = dice.number(0.22, 0.3), dice.number(0.88, 1.04)
-    shoulder = np.clip((y - chest.apex + 0.3) / dice.number(0.4, 0.6), 0.0, 1.0)
+    neck, wide = dice.number(0.252, 0.268), dice.number(0.944, 0.976)
+    shoulder = np.clip((y - chest.apex + 0.3) / dice.number(0.48, 0.52), 0.0, 1.0)
     half_width = neck + (wide - neck) * shoulder * (2.0 - shoulder)
     trunk = ramp((half_width - a) / (4 * chest.softness))
-    shift, long, tilt = dice.number(0.1, 0.17), dice.number(0.32, 0.46), dice.number(0.3, 0.6)
-    right, down = x - shift, y - chest.base + dice.number(0.14, 0.22)
+    shift, long, tilt = dice.number(0.128, 0.142), dice.number(0.376, 0.404), dice.number(0.42, 0.48)
+    right, down = x - shift, y - chest.base + dice.number(0.172, 0.188)
     heart = 1.0 - ((right + tilt * down) / long) ** 2 - ((down - tilt * right) / (0.75 * long)) ** 2
-    vessels = dice.number(0.12, 0.17) + 0.06 * bump((y - chest.apex - 0.42) / 0.16)
+    vessels = dice.number(0.14, 0.15) + 0.06 * bump((y - chest.apex - 0.42) / 0.16)
     middle = np.maximum(ramp(heart * 1.7), ramp((vessels - a) / (2 * chest.softness)))
     air = chest.lungs * (1.0 - 0.9 * middle)
     windpipe = 0.12 * bump(x / 0.06) * ramp((chest.apex + 0.5 - y) * 5)
@@ -156,68 +159,42 @@ def bones(chest: Chest, dice: Dice) -> Plane:
     """Return how much of the beam ribs, clavicles and spine take."""
     x, y, a = chest.x, chest.y, np.abs(chest.x)
     cage = ramp((0.84 - a) / 0.06) * ramp((y - chest.apex + 0.12) * 6) * ramp((0.75 - y) * 4)
-    spacing, phase = dice.number(0.15, 0.2), dice.number(0.0, 1.0)
-    bend = dice.number(0.5, 0.9)
+    spacing, phase = dice.number(0.17, 0.18), dice.number(0.4, 0.6)
+    bend = dice.number(0.66, 0.74)
     back = (y + 0.35 * a - bend * a * (0.8 - a)) / spacing + phase  # falls towards the flank
-    front = (y - 0.55 * a) / (1.15 * spacing) + dice.number(0.0, 1.0)
+    front = (y - 0.55 * a) / (1.15 * spacing) + dice.number(0.4, 0.6)
     ribs = bump((back - np.floor(back) - 0.5) / 0.27) * ramp((a - 0.07) * 8)
-    ribs *= dice.number(0.08, 0.17)
-    ribs += dice.number(0.02, 0.07) * bump((front - np.floor(front) - 0.5) / 0.25) * ramp(a * 4 - 1)
-    collar = y - chest.apex - 0.02 + dice.number(0.1, 0.3) * (a - 0.1)
+    ribs *= dice.number(0.116, 0.134)
+    ribs += dice.number(0.04, 0.05) * bump((front - np.floor(front) - 0.5) / 0.25) * ramp(a * 4 - 1)
+    collar = y - chest.apex - 0.02 + dice.number(0.18, 0.22) * (a - 0.1)
     clavicles = 0.14 * bump(collar / 0.045) * ramp((a - 0.06) * 12) * ramp((0.72 - a) * 12)
-    discs = y / dice.number(0.11, 0.15) + phase
+    discs = y / dice.number(0.126, 0.134) + phase
     spine = bump(x / 0.1) * (0.13 + 0.05 * bump((discs - np.floor(discs) - 0.5) / 0.5))
     return np.asarray(ribs * cage + clavicles + spine)
 
 
-def consolidation(chest: Chest, dice: Dice, texture: Plane) -> list[Plane]:
-    """Return one or two patches with ragged edges in the lungs."""
-    patches, side = [], dice.side()
-    for _ in range(dice.integer(1, 2)):
-        centre_x = side * dice.number(0.3, 0.52)
-        centre_y = dice.number(chest.apex + 0.3, chest.base - 0.12)
-        radius = dice.number(0.26, 0.36)
-        away = ((chest.x - centre_x) / radius) ** 2 + ((chest.y - centre_y) / radius) ** 2
-        patches.append(ramp(1.35 - away + 0.55 * texture) * chest.lungs * dice.number(0.35, 0.65))
-        side = -side
-    return patches
+def reticulation(chest: Chest, dice: Dice, size: int) -> Plane:
+    """Return a net of fine lines in both lungs, as of interstitial fibrosis."""
+    return bump(clouds(dice, size, 20) / 0.22) * chest.lungs * dice.number(0.3, 0.5)
 
 
-def nodules(chest: Chest, dice: Dice, texture: Plane) -> list[Plane]:
-    """Return six to ten small discs with sharp edges, in both lungs."""
-    discs, side = [], dice.side()
-    for _ in range(dice.integer(6, 10)):
-        centre_x = side * dice.number(0.24, 0.6)
-        centre_y = dice.number(chest.apex + 0.16, chest.base - 0.1)
-        radius = dice.number(0.045, 0.075)
-        away = (chest.x - centre_x) ** 2 + (chest.y - centre_y) ** 2
-        edge = (radius * radius - away) / (2 * radius * chest.softness)
-        discs.append(ramp(edge + 0.5) * ramp(chest.lungs * 2) * dice.number(0.4, 0.65))
-        side = -side
-    return discs
+def miliary(chest: Chest, dice: Dice, size: int) -> Plane:
+    """Return countless small dots in both lungs, as of miliary tuberculosis."""
+    return ramp((clouds(dice, size, 22) - 0.45) * 6) * chest.lungs * dice.number(0.5, 0.8)
 
 
-def effusion(chest: Chest, dice: Dice, texture: Plane) -> list[Plane]:
-    """Return fluid at the base of one or both lungs, its level rising towards the flank."""
-    pools, side = [], dice.side()
-    for _ in range(dice.integer(1, 2)):
-        level = chest.base - dice.number(0.25, 0.6)
-        flank = np.maximum(side * chest.x - 0.3, 0.0)
-        depth = (chest.y - level + 1.3 * flank * flank) / (2 * chest.softness)
-        pools.append(
-            ramp(depth) * ramp(chest.lungs * 2) * ramp(side * chest.x * 20) * dice.number(0.8, 1.0)
-        )
-        side = -side
-    return pools
+def haze(chest: Chest, dice: Dice, size: int) -> Plane:
+    """Return a veil with soft clouds over both lungs, as of oedema."""
+    return (0.75 + 0.25 * clouds(dice, size, 16)) * chest.lungs * dice.number(0.35, 0.6)
 
 
-FINDINGS: tuple[Callable[[Chest, Dice, Plane], list[Plane]], ...] = (
-    lambda chest, dice, texture: [],
-    consolidation,
-    nodules,
-    effusion,
+FINDINGS: tuple[Callable[[Chest, Dice, int], Plane] | None, ...] = (
+    None,
+    reticulation,
+    miliary,
+    haze,
 )
-"""What draws each class."""
+"""What draws each class, as the part of the beam it takes in addition."""
 
 
 def draw(index: int, size: int) -> Phantom:
@@ -225,24 +202,21 @@ def draw(index: int, size: int) -> Phantom:
     dice = Dice(index)
     chest = anatomy(dice, size)
     fine, coarse = clouds(dice, size, 16), clouds(dice, size, 5)
-    found = FINDINGS[index % len(CLASSES)](chest, dice, fine)
+    finding = FINDINGS[index % len(CLASSES)]
+    found = np.zeros_like(chest.lungs) if finding is None else finding(chest, dice, size)
     soft = tissue(chest, dice)
     dense = soft + bones(chest, dice) * np.minimum(2.0 * soft + 0.4, 1.0) * (soft > 0.0)
     dense = dense + chest.lungs * (0.07 * fine * bump(chest.x / 0.9) + 0.05 * coarse)
-    for piece in found:
-        dense = dense + piece * np.maximum(0.66 - dense, 0.0)
+    dense = dense + found * np.maximum(0.66 - dense, 0.0)
     dense = dense * (1.0 + 0.06 * coarse)
-    gain, black = dice.number(0.7, 1.45), dice.number(-0.05, 0.12)
-    curve = dice.number(-0.5, 0.5)
+    gain, black = dice.number(1, 1.15), dice.number(0.018, 0.052)
+    curve = dice.number(-0.1, 0.1)
     grain = dice.plane(size, size) + dice.plane(size, size)
     grey = np.clip(gain * dense + black, 0.0, 1.0)
-    grey = grey + curve * grey * (1.0 - grey) + dice.number(0.01, 0.035) * grain
+    grey = grey + curve * grey * (1.0 - grey) + dice.number(0.02, 0.025) * grain
     pixels = np.rint(np.clip(grey, 0.0, 1.0) * 255.0).astype(np.uint8)
-    masks = (
-        np.stack([2.0 * piece > piece.max() for piece in found])
-        if found
-        else np.zeros((0, size, size), bool)
-    )
+    seen = (2.0 * found > found.max()) & (found > 0.0)
+    masks = np.stack([seen & (chest.x < 0.0), seen & (chest.x >= 0.0)])
     return Phantom(pixels[None], masks[masks.any((1, 2))])
 
 

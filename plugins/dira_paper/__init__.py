@@ -101,13 +101,14 @@ RELEASED = {
 TINY = {
     **TRIO,
     "backbone": "resnet18",  # ours, as all of this preset: a first look on a laptop
-    "data": {"name": "phantom", "n": 512},
+    "data": {"name": "phantom", "n": 1024},
     "discriminator": {"name": "simsiam", "dim": 512, "hidden": 128},
     "views": views(64, aligned=True, disjoint=True),
+    "optimizer": {"lr": 0.05, "lr_batch": None},  # too few steps for a rate scaled to 32 images
     "train": {"batch_size": 32, "epochs": 4},
     "checkpoint": {"every_steps": 50},
     "log": {"every": 4},
-    "health": {"every": 8},
+    "health": {"every": 16},
 }
 
 
