@@ -99,7 +99,7 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
         "bare loop / dira run": ratio(timings, "bare loop", "dira run"),
         "plain fp32 step / dira step": ratio(timings, "plain fp32 step", "dira step"),
         "views / dira step": ratio(timings, "views", "dira step"),
-        "null step us": null_step(),
+        "null step us": statistics.median(null_step() for _ in range(5)),
         "images/s": recipe.train.batch_size / timings["dira step"].median,
         "precision": game.precision.name,
         "threads": torch.get_num_threads(),

@@ -57,10 +57,12 @@ def build_optimizer(
             }
         )
     described = [group for group in described if group["params"]]
+    # on a CPU fused rules gain nothing and step even where fp16 overflowed
+    fused = all(p.device.type == "cuda" for group in described for p in group["params"])
     if options.name == "sgd":
-        return torch.optim.SGD(described, lr=lr, momentum=options.momentum)
+        return torch.optim.SGD(described, lr=lr, momentum=options.momentum, fused=fused)
     rule = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
-    return rule(described, lr=lr, betas=options.betas)
+    return rule(described, lr=lr, betas=options.betas, fused=fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, options: OptimizerOptions, progress: Progress) -> None:
@@ -83,4 +85,6 @@ def like_parameters(optimizer: torch.optim.Optimizer) -> None:
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the Euclidean norm of all gradients together, a scalar in float32."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return nn.utils.get_total_norm(gradients, foreach=True) if gradients else torch.zeros(())
+    if not gradients:
+        return torch.zeros(())
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dira_core.errors import RecipeError
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -56,7 +56,9 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context in which networks compute in this format."""
-        return torch.autocast(self.device.type, _DTYPES[self.name], enabled=self.name != "fp32")
+        if self.name == "fp32":
+            return nullcontext()
+        return torch.autocast(self.device.type, _DTYPES[self.name])
 
     def backward(self, loss: Tensor, inputs: Sequence[Tensor] | None = None) -> None:
         """Accumulate the (scaled) gradient of `loss` in `inputs`, or in every leaf."""
