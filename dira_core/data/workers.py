@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
@@ -14,6 +13,9 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from dira_core.errors import DataError, DiraError
+
+TRAINERS = (signal.SIGINT, signal.SIGTERM)
+"""Signals for the trainer alone, which needs batches until it has saved."""
 
 POLL_SECONDS = 1.0
 """How often workers that are waited for are looked after."""
@@ -40,7 +42,6 @@ class Workers:
             collate_fn=_as_it_is,
             pin_memory=pinned,
             timeout=POLL_SECONDS,
-            worker_init_fn=_ignore_signals,
             persistent_workers=True,
         )
 
@@ -66,9 +67,14 @@ class Workers:
     def _started(self) -> Iterator[Any]:
         """Start the workers and their first epoch."""
         others = set(multiprocessing.active_children())
-        handler = signal.getsignal(signal.SIGCHLD) if sys.platform != "win32" else None
-        made = iter(self._loader)
-        if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
+        handler = signal.getsignal(signal.SIGCHLD)
+        # Held back while they fork, a signal reaches the trainer a little later, a worker never.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, TRAINERS)
+        try:
+            made = iter(self._loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if threading.current_thread() is threading.main_thread():
             # When a worker dies torch's handler raises in whatever runs just then; `_next` looks.
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         self._processes = [p for p in multiprocessing.active_children() if p not in others]
@@ -111,9 +117,3 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _ignore_signals(worker: int) -> None:
-    """Leave Ctrl-C and SIGTERM to the trainer, which needs batches until it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -99,7 +99,7 @@ def test_findings_are_brighter_than_the_lung_around_them() -> None:
 
 def test_poses_and_exposures_vary() -> None:
     pixels = [draw(4 * i, 64).pixels.astype(float) for i in range(30)]
-    assert np.std([p.mean() for p in pixels]) > 10
+    assert np.std([p.mean() for p in pixels]) > 2
     assert min(np.abs(a - b).mean() for a, b in pairwise(pixels)) > 8
 
 

@@ -16,6 +16,8 @@ from parts import forked, outcome, small_run, until_done
 
 from dira_core.files import FAILPOINTS, planned
 
+LONG = {"epochs": 12}
+
 pytestmark = pytest.mark.faults
 
 
@@ -27,6 +29,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return outcome(folder)
 
 
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the outcome of a longer run nobody disturbed."""
+    folder = tmp_path_factory.mktemp("long") / "run"
+    small_run(folder, train=LONG)
+    return outcome(folder)
+
+
 def started(folder: Path) -> bool:
     return (folder / "recipe.toml").exists()
 
@@ -34,17 +44,17 @@ def started(folder: Path) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_sigkill_at_random_instants_changes_nothing(
-    tmp_path: Path, whole: dict[str, bytes], seed: int
+    tmp_path: Path, long: dict[str, bytes], seed: int
 ) -> None:
     chance = random.Random(seed)
     folder = tmp_path / "run"
     died = until_done(
-        lambda again: small_run(folder, resume=again and started(folder)),
-        lambda: chance.uniform(0.02, 0.5),
+        lambda again: small_run(folder, resume=again and started(folder), train=LONG),
+        lambda: chance.uniform(0.02, 0.3),
         kills=5,
     )
     assert died > 0
-    assert outcome(folder) == whole
+    assert outcome(folder) == long
 
 
 @pytest.mark.parametrize("place", [n for n in FAILPOINTS if n.startswith("ckpt.")])
