@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dira_core.export import Pretrained as Pretrained
     from dira_core.export import load as load
     from dira_core.hookspecs import hookimpl as hookimpl
-    from dira_core.layers import gather as gather
+    from dira_core.layering import gather as gather
     from dira_core.losses import bce_critic as bce_critic
     from dira_core.losses import bce_generator as bce_generator
     from dira_core.losses import hinge_critic as hinge_critic
@@ -79,7 +79,7 @@ _PUBLIC = {
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
     "export": ["Preprocessing", "Pretrained", "load"],
     "hookspecs": ["hookimpl"],
-    "layers": ["gather"],
+    "layering": ["gather"],
     "losses": [
         "bce_critic",
         "bce_generator",

@@ -131,7 +131,8 @@ class Game:
         self.settings = settings
         if settings.train.deterministic:
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # a tenth of a step
+            # filling what is about to be written anyway costs a tenth of a step
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
         players = build_players(trio, settings, self.precision)
         assert isinstance(players[0].module, Model)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import dira_core
-from dira_core import manifest
+from dira_core import checkpoint_manifest as manifest
 from dira_core.errors import CheckpointError
 from dira_core.files import failpoint, sync, unused, write_synced, writing
 from dira_core.tensorfiles import read_tensors, write_tensors

@@ -74,8 +74,8 @@ def probe(
     """Return the kNN accuracy of frozen features on the source's labels; None without labels.
 
     Half of the images (by a hash of their index) are neighbours, the other half are classified. The
-    batch-norm statistics of a copy are measured on these images first: an untrained network has none,
-    and a trained one has those of distorted crops.
+    batch-norm statistics of a copy are measured on these images first: an untrained network has
+    none, and a trained one has those of distorted crops.
     """
     if source.labels is None or not settings.log.probe:
         return None

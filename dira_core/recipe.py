@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dira_core import toml
 from dira_core.components import Choice, Kind, Options
-from dira_core.layers import Layer, Merged, merge
+from dira_core.layering import Layer, Merged, merge
 from dira_core.plugins import Chosen, installed, json_schema
 from dira_core.problems import KeyPath, explain, listed, origin
 

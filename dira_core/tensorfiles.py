@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dira_core.checkpoint_manifest import parse_json
 from dira_core.files import sync
-from dira_core.manifest import parse_json
 
 _LONGEST_HEADER = 100_000_000
 

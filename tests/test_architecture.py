@@ -119,7 +119,7 @@ import sys
 import dira_core
 from dira_core.cli import command_line
 from dira_core.recipe import resolve
-from dira_core.layers import gather
+from dira_core.layering import gather
 from typer.testing import CliRunner
 for words in (["--help"], ["run", "--help"], ["plugins"], ["plugins", "show", "unet"], ["config"]):
     result = CliRunner().invoke(command_line(), words)

@@ -35,7 +35,7 @@ from dira_core.cli import command_line
 from dira_core.data.phantom import PhantomSource
 from dira_core.files import FAILPOINTS
 from dira_core.health import SIGNS
-from dira_core.layers import gather
+from dira_core.layering import gather
 from dira_core.plugins import installed
 from dira_core.recipe import resolve
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dira_core.cli.config import recipe_flags
-from dira_core.layers import Layer
+from dira_core.layering import Layer
 from dira_core.recipe import resolve
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from dira_core import toml
-from dira_core.layers import Layer, gather
+from dira_core.layering import Layer, gather
 from dira_core.plugins import installed
 
 

@@ -104,7 +104,7 @@ def _source(value: str) -> Source:
     from pydantic import ValidationError
 
     from dira_core.errors import RecipeError
-    from dira_core.layers import data_layer
+    from dira_core.layering import data_layer
     from dira_core.plugins import installed
 
     chosen = dict(data_layer(value).values["data"])

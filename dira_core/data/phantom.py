@@ -1,7 +1,7 @@
 """Procedural frontal chest radiographs with known findings, drawn from their index alone.
 
-Patients and exposures vary a little, findings are spread over both lungs: what crops of one image have
-in common is mostly its finding, so that a minute of training can learn something about it.
+Patients and exposures vary a little, findings are spread over both lungs: what crops of one image
+have in common is mostly its finding, so that a minute of training can learn something about it.
 
 Only operations that IEEE 754 rounds correctly are used (+ - * / sqrt, no exp, sin or BLAS), on raw
 Philox bits, and the result is rounded to 8 bit: the same pixels on every platform.
@@ -144,7 +144,11 @@ def tissue(chest: Chest, dice: Dice) -> Plane:
     shoulder = np.clip((y - chest.apex + 0.3) / dice.number(0.48, 0.52), 0.0, 1.0)
     half_width = neck + (wide - neck) * shoulder * (2.0 - shoulder)
     trunk = ramp((half_width - a) / (4 * chest.softness))
-    shift, long, tilt = dice.number(0.128, 0.142), dice.number(0.376, 0.404), dice.number(0.42, 0.48)
+    shift, long, tilt = (
+        dice.number(0.128, 0.142),
+        dice.number(0.376, 0.404),
+        dice.number(0.42, 0.48),
+    )
     right, down = x - shift, y - chest.base + dice.number(0.172, 0.188)
     heart = 1.0 - ((right + tilt * down) / long) ** 2 - ((down - tilt * right) / (0.75 * long)) ** 2
     vessels = dice.number(0.14, 0.15) + 0.06 * bump((y - chest.apex - 0.42) / 0.16)
@@ -180,7 +184,7 @@ def reticulation(chest: Chest, dice: Dice, size: int) -> Plane:
 
 def miliary(chest: Chest, dice: Dice, size: int) -> Plane:
     """Return countless small dots in both lungs, as of miliary tuberculosis."""
-    return ramp((clouds(dice, size, 22) - 0.45) * 6) * chest.lungs * dice.number(0.5, 0.8)
+    return ramp((clouds(dice, size, 24) - 0.2) * 6) * chest.lungs * dice.number(0.5, 0.8)
 
 
 def haze(chest: Chest, dice: Dice, size: int) -> Plane:

@@ -103,8 +103,8 @@ TINY = {
     "backbone": "resnet18",  # ours, as all of this preset: a first look on a laptop
     "data": {"name": "phantom", "n": 1024},
     "discriminator": {"name": "simsiam", "dim": 512, "hidden": 128},
-    "views": views(64, aligned=True, disjoint=True),
-    "optimizer": {"lr": 0.05, "lr_batch": None},  # too few steps for a rate scaled to 32 images
+    "views": {**views(64, aligned=True, disjoint=True), "scale": [0.4, 1.0]},
+    "optimizer": {"lr": 0.1, "lr_batch": None},  # 128 steps are too few for a scaled rate
     "train": {"batch_size": 32, "epochs": 4},
     "checkpoint": {"every_steps": 50},
     "log": {"every": 4},

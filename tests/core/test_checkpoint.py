@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from dira_core import manifest
+from dira_core import checkpoint_manifest as manifest
 from dira_core.checkpoint import (
     Checkpoints,
     flatten_optimizer,

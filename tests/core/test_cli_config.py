@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from dira_core import cli
 from dira_core.cli.config import layers, recipe_flags
-from dira_core.layers import Layer
+from dira_core.layering import Layer
 from dira_core.plugins import installed
 
 PLUGIN = """

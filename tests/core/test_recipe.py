@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dira_core import toml
 from dira_core.errors import DiraError, PluginError, RecipeError
-from dira_core.layers import Layer, assignment, default_preset, gather
+from dira_core.layering import Layer, assignment, default_preset, gather
 from dira_core.plugins import installed
 from dira_core.recipe import Recipe, Resolved, digest, recipe_schema, resolve, to_toml
 
@@ -328,7 +328,7 @@ def test_the_preset_taken_by_default_can_be_told_afterwards(data: str | None) ->
 def test_a_preset_that_is_not_installed_is_not_taken_by_default(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dira_core.layers.PRESET_WITHOUT_DATA", "gone")
+    monkeypatch.setattr("dira_core.layering.PRESET_WITHOUT_DATA", "gone")
     assert gather() == []
 
 

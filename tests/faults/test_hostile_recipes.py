@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dira_core import toml
 from dira_core.errors import DiraError, RecipeError
-from dira_core.layers import Layer, file_layer, gather
+from dira_core.layering import Layer, file_layer, gather
 from dira_core.plugins import installed
 from dira_core.problems import MOST_LISTED
 from dira_core.recipe import resolve

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dira_core.layers import gather
+from dira_core.layering import gather
 from dira_core.plugins import installed
 from dira_core.recipe import Recipe, resolve
 from dira_paper import dira_presets
