@@ -170,9 +170,9 @@ class Adversary(nn.Module, ABC):
 class Distortion(nn.Module, ABC):
     """One operation of T(.), batched: (B, C, *S) -> (B, C, *S), random numbers from `draws` alone.
 
-    The engine applies it to the images that the options' `p` picks, by the slot "p" of its draws: use
-    other slots. The same `draws` give the same decisions, so `box` and `label` can say afterwards what
-    `forward` did.
+    The engine applies it to the images that the options' `p` picks, by the slot "p" of its draws;
+    use other slots. The same `draws` give the same decisions, so `box` and `label` can say
+    afterwards what `forward` did.
     """
 
     @abstractmethod
