@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dira_core import files, manifest, tensorfiles
+from dira_core import checkpoint_manifest as manifest
+from dira_core import files, tensorfiles
 from dira_core.checkpoint import Checkpoints
 from dira_core.errors import CheckpointError, DiraError, ResourceError
 from dira_core.files import FAILPOINTS, FailpointError, Failpoints, write_atomic
