@@ -6,37 +6,18 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from dira_core.components import Choice, Kind
-from dira_core.errors import DiraError, PluginError, RecipeError
+from dira_core.errors import RecipeError
 from dira_core.optim import build_optimizer
-from dira_core.plugins import installed
+from dira_core.plugins import installed, make
 from dira_core.precision import Precision
 from dira_core.recipe import Recipe, Settings
 from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio
-
-
-def make(kind: Kind, choice: Choice, *parts: Any) -> Any:
-    """Build a chosen component.
-
-    Raises:
-        PluginError: Its plugin raised; the message names the component and the cause.
-    """
-    component = installed().find(kind, choice.name)
-    try:
-        return component.build(choice.options, *parts)
-    except DiraError:
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"{kind} {choice.name!r} cannot be built ({type(error).__name__}: {error}): "
-            f"see `dira plugins show {choice.name}`, or report it to its plugin's authors"
-        ) from error
 
 
 def axes(recipe: Recipe) -> int:

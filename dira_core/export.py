@@ -13,14 +13,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dira_core.build import axes, make
+from dira_core.build import axes
 from dira_core.components import Choice
 from dira_core.data import Window
 from dira_core.data.crops import centre_box, reduce_channels
 from dira_core.data.loader import cut
 from dira_core.data.readers import read
 from dira_core.errors import CheckpointError
-from dira_core.plugins import installed
+from dira_core.plugins import installed, make
 from dira_core.recipe import Recipe, Settings
 from dira_core.roles import Backbone, Restorer
 from dira_core.tensorfiles import read_tensors, write_tensors

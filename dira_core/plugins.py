@@ -111,6 +111,24 @@ def installed() -> Plugins:
     return load(entry_points(group="dira"), os.environ.get("DIRA_PLUGINS"))
 
 
+def make(kind: Kind, choice: Choice, *parts: Any) -> Any:
+    """Build a chosen component.
+
+    Raises:
+        PluginError: Its plugin raised; the message names the component and the cause.
+    """
+    component = installed().find(kind, choice.name)
+    try:
+        return component.build(choice.options, *parts)
+    except DiraError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"{kind} {choice.name!r} cannot be built ({type(error).__name__}: {error}): "
+            f"see `dira plugins show {choice.name}`, or report it to its plugin's authors"
+        ) from error
+
+
 def load(entries: Iterable[EntryPoint], only: str | None = None) -> Plugins:
     """Load the engine's own components and plugins, in the order of their names.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
-from dira_core.plugins import installed
+from dira_core.plugins import make
 from dira_core.recipe import Settings
 from dira_core.roles import Distortion
 from dira_core.types import Batch, View
@@ -22,9 +22,9 @@ def build_distortion(choice: Choice) -> Distortion:
 
     Raises:
         RecipeError: No distortion has this name.
-        PluginError: The plugin that offers it is broken.
+        PluginError: The plugin that offers it is broken, or raised.
     """
-    distortion: Distortion = installed().find("distortion", choice.name).build(choice.options)
+    distortion: Distortion = make("distortion", choice)
     return distortion
 
 

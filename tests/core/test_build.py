@@ -14,10 +14,10 @@ from parts import small_settings, small_trio
 
 from dira_core import Options
 from dira_core.api import Game
-from dira_core.build import build_source, build_trackers, build_trio, make, place, seeded
+from dira_core.build import build_source, build_trackers, build_trio, place, seeded
 from dira_core.components import Choice
 from dira_core.errors import PluginError, RecipeError
-from dira_core.plugins import installed
+from dira_core.plugins import installed, make
 from dira_core.recipe import Recipe
 from dira_core.testing import TinySource, choice
 from dira_core.trio import Trio

@@ -16,7 +16,7 @@ from torch import Tensor
 from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops, Loader
 from dira_core.draws import Draws
-from dira_core.errors import RecipeError
+from dira_core.errors import PluginError, RecipeError
 from dira_core.plugins import installed
 from dira_core.recipe import Settings
 from dira_core.testing import TinySource, choice
@@ -303,3 +303,8 @@ def test_a_probability_picks_that_part_of_the_images() -> None:
 def test_an_unknown_distortion_is_named_with_the_nearest_one() -> None:
     with pytest.raises(RecipeError, match="did you mean 'flip'"):
         build_distortion(Choice("flipp", DistortionOptions()))
+
+
+def test_a_distortion_that_cannot_be_built_blames_its_plugin() -> None:
+    with pytest.raises(PluginError, match="distortion 'flip' cannot be built"):
+        build_distortion(Choice("flip", DistortionOptions()))
