@@ -16,7 +16,7 @@ from dira_core.optim import build_optimizer
 from dira_core.plugins import installed, make
 from dira_core.precision import Precision
 from dira_core.recipe import Recipe, Settings
-from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker
+from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker, trainable
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio
 
 
@@ -97,7 +97,7 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
     adversary = trio.adversary
     if adversary is None:
         return [ModelPlayer(model, optimizer, settings.weights, precision)]
-    groups = [{"params": [p for p in adversary.parameters() if p.requires_grad]}]
+    groups = [{"params": trainable([adversary])}]
     critic_optimizer = build_optimizer(groups, settings.critic_optimizer, batch)
     return [
         ModelPlayer(model, optimizer, settings.weights, precision, adversary, adversary),

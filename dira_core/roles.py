@@ -109,7 +109,7 @@ class Discriminator(nn.Module, ABC):
         A group may set `weight_decay`, `lr_scale` (factor on the run's rate) and `schedule`
         ("run" or "constant"). Every trained parameter belongs to exactly one group.
         """
-        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+        return [{"params": trainable([self])}]
 
     def epoch_started(self, progress: Progress, features: FeaturePass) -> None:
         """Prepare an epoch; `features()` encodes the whole source (clustering methods)."""

@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from dira_core.errors import RecipeError
 from dira_core.precision import Precision
 from dira_core.recipe import Weights
-from dira_core.roles import Adversary, Backbone, Discriminator, Encodings, FeaturePass, Restorer
+from dira_core.roles import (
+    Adversary,
+    Backbone,
+    Discriminator,
+    Encodings,
+    FeaturePass,
+    Restorer,
+    trainable,
+)
 from dira_core.types import Batch, Objective, Progress
 
 
@@ -148,7 +156,7 @@ class Model(nn.Module):
         """Return parameter groups: the Discriminator's own, then backbone and decoder."""
         rest = [self.backbone, *([self.restorer] if self.restorer else [])]
         groups = self.discriminator.param_groups() if self.discriminator else []
-        return [*groups, {"params": [p for m in rest for p in m.parameters() if p.requires_grad]}]
+        return [*groups, {"params": trainable(rest)}]
 
 
 class ModelPlayer(Player):
@@ -176,7 +184,7 @@ class ModelPlayer(Player):
     ) -> None:
         self.module = model
         self.optimizer = optimizer
-        self.shared = [p for p in model.backbone.parameters() if p.requires_grad]
+        self.shared = trainable([model.backbone])
         self._discriminator = model.discriminator
         self._weights = weights
         self._precision = precision
@@ -246,7 +254,7 @@ class CriticPlayer(Player):
         self.module = module
         self.optimizer = optimizer
         self._adversary = adversary
-        self._parameters: list[Tensor] = [p for p in module.parameters() if p.requires_grad]
+        self._parameters: list[Tensor] = [*trainable([module])]
 
     @property
     def inputs(self) -> list[Tensor] | None:
