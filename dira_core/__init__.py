@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dira_core.components import DistortionOptions as DistortionOptions
     from dira_core.components import Options as Options
     from dira_core.components import Preset as Preset
+    from dira_core.distributed import gather_rows as gather_rows
     from dira_core.draws import Draws as Draws
     from dira_core.errors import DataError as DataError
     from dira_core.errors import DiraError as DiraError
@@ -28,23 +29,28 @@ if TYPE_CHECKING:
     from dira_core.export import load as load
     from dira_core.hookspecs import hookimpl as hookimpl
     from dira_core.layering import gather as gather
+    from dira_core.losses import barlow_twins as barlow_twins
     from dira_core.losses import bce_critic as bce_critic
     from dira_core.losses import bce_generator as bce_generator
     from dira_core.losses import hinge_critic as hinge_critic
     from dira_core.losses import hinge_generator as hinge_generator
     from dira_core.losses import in_float32 as in_float32
+    from dira_core.losses import info_nce as info_nce
     from dira_core.losses import lsgan_critic as lsgan_critic
     from dira_core.losses import lsgan_generator as lsgan_generator
     from dira_core.losses import mean_absolute as mean_absolute
     from dira_core.losses import mean_squared as mean_squared
     from dira_core.losses import minimax_generator as minimax_generator
     from dira_core.losses import negative_cosine as negative_cosine
+    from dira_core.losses import nt_xent as nt_xent
     from dira_core.nn.layers import batch_norm as batch_norm
     from dira_core.nn.layers import conv as conv
     from dira_core.nn.layers import instance_norm as instance_norm
     from dira_core.nn.layers import mlp as mlp
     from dira_core.nn.layers import upsample as upsample
+    from dira_core.nn.queue import Queue as Queue
     from dira_core.nn.resnet import ResNet as ResNet
+    from dira_core.nn.teacher import Teacher as Teacher
     from dira_core.recipe import DistortionChoice as DistortionChoice
     from dira_core.recipe import Recipe as Recipe
     from dira_core.recipe import Settings as Settings
@@ -75,26 +81,32 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
+    "distributed": ["gather_rows"],
     "draws": ["Draws"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
     "export": ["Preprocessing", "Pretrained", "load"],
     "hookspecs": ["hookimpl"],
     "layering": ["gather"],
     "losses": [
+        "barlow_twins",
         "bce_critic",
         "bce_generator",
         "hinge_critic",
         "hinge_generator",
         "in_float32",
+        "info_nce",
         "lsgan_critic",
         "lsgan_generator",
         "mean_absolute",
         "mean_squared",
         "minimax_generator",
         "negative_cosine",
+        "nt_xent",
     ],
     "nn.layers": ["batch_norm", "conv", "instance_norm", "mlp", "upsample"],
+    "nn.queue": ["Queue"],
     "nn.resnet": ["ResNet"],
+    "nn.teacher": ["Teacher"],
     "recipe": ["DistortionChoice", "Recipe", "Settings", "resolve"],
     "roles": [
         "Adversary",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import closing
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dira_core.build import build_players, build_source, build_trackers, build_trio
+from dira_core.build import build_players, build_source, build_trackers, build_trio, seeded
 from dira_core.data.loader import Loader
-from dira_core.errors import DivergedError, PluginError
+from dira_core.errors import CheckpointError, DivergedError, PluginError
 from dira_core.evaluate import Sample, SourceFeatures, examine, held_out, probe
 from dira_core.export import write_weights
 from dira_core.files import write_atomic
@@ -21,6 +23,7 @@ from dira_core.pictures import contact_sheet, write_png
 from dira_core.plugins import installed
 from dira_core.precision import Precision, resolve_device, resolve_precision
 from dira_core.recipe import Recipe, Settings, to_toml
+from dira_core.resume import inherit
 from dira_core.roles import Source
 from dira_core.runfolder import RunFolder, Status
 from dira_core.session import Display, Preempted, Session, Silent, observe
@@ -64,7 +67,58 @@ def run(
     Raises:
         DiraError: Something a user can mend; status.json in the folder says it as well.
     """
-    return pretrain(build_trio(recipe), build_source(recipe), recipe, folder, resume, display)
+    if recipe.stages:
+        return run_stages(recipe, folder, resume, display or Silent())
+    trio = start(recipe, folder)
+    return pretrain(trio, build_source(recipe), recipe, folder, resume, display)
+
+
+def start(recipe: Recipe, folder: Path) -> Trio:
+    """Build the trio of a run; its `init` is read only where nothing will go over it.
+
+    Args:
+        recipe: Of the run.
+        folder: Of the run; with a checkpoint in it, the initial weights are history.
+    """
+    saved = any((folder / "checkpoints").glob("step-*"))
+    damaged = any((folder / "checkpoints").glob("damaged-step-*"))
+    history = saved or damaged
+    return build_trio(recipe.model_copy(update={"init": None}) if history else recipe)
+
+
+def run_stages(recipe: Recipe, folder: Path, resume: bool, display: Display) -> Result:
+    """Run the stages of a recipe one after the other, each in a run folder within `folder/stages`.
+
+    What the last one leaves (weights, pictures, summary) is copied to `folder`.
+    """
+    with RunFolder(folder, resume=resume) as home:
+        if resume and home.read_status() == "done":
+            return finished(folder, display)
+        home.write_recipe(to_toml(recipe))
+        home.status("running")
+        results: list[Result] = []
+        summary: dict[str, Any] = {}
+        with ending(home):
+            for number, stage in enumerate(recipe.stages):
+                display.said(f"stage {number + 1} of {len(recipe.stages)}: {stage.name}")
+                chosen, place = recipe.at_stage(number), folder / "stages" / stage.name
+                heirloom = None
+                if results:  # a teacher must copy the backbone as it was handed down
+                    heirloom = Heirloom(results[-1].folder, stage.inherit)
+                    chosen = chosen.model_copy(update={"init": str(heirloom.folder)})
+                trio = start(chosen, place)
+                source = build_source(chosen)
+                again = RunFolder(place).holds_run()
+                results.append(pretrain(trio, source, chosen, place, again, display, heirloom))
+                if results[-1].status != "done":
+                    raise Preempted(f"in stage {stage.name}")
+            for name in ("weights", "images"):
+                shutil.copytree(results[-1].folder / name, folder / name, dirs_exist_ok=True)
+            steps = sum(result.summary["steps"] for result in results)
+            before = results[0].summary["before"]
+            summary = results[-1].summary | {"before": before, "steps": steps}
+            write_atomic(folder / "summary.json", json.dumps(summary, indent=2).encode())
+    return Result(folder, "done" if summary else "preempted", summary)
 
 
 def pretrain(
@@ -74,16 +128,27 @@ def pretrain(
     folder: Path,
     resume: bool = False,
     display: Display | None = None,
+    heirloom: Heirloom | None = None,
 ) -> Result:
-    """Pretrain a trio put together by hand on a source of one's own; like `run` otherwise."""
+    """Pretrain a trio put together by hand on a source of one's own; like `run` otherwise.
+
+    Args:
+        heirloom: Weights of roles that an earlier stage ended with.
+    """
     display = display or Silent()
     with RunFolder(folder, resume=resume, keep=settings.checkpoint.keep) as home, Stop() as stop:
         if resume and home.read_status() == "done":
-            display.said(f"{folder} is done already")
-            return Result(folder, "done", json.loads((folder / "summary.json").read_text()))
+            return finished(folder, display)
         home.status("running")
-        try:
+        summary: dict[str, Any] = {}
+        with ending(home):
             game = Game(trio, source, settings)
+            if trio.donor is not None:
+                display.said(trio.donor.line())
+                record = json.dumps(trio.donor.record(), indent=1)
+                write_atomic(folder / "init.json", record.encode())
+            if heirloom is not None:
+                heirloom.give(game.trainer)
             with (
                 closing(game.loader),
                 Session(
@@ -98,26 +163,56 @@ def pretrain(
                 ) as session,
             ):
                 summary = play(game, session, home, resume)
-            end(home, "done")
-            return Result(folder, "done", summary)
-        except Preempted as stopped:
-            end(home, "preempted", str(stopped))
-            return Result(folder, "preempted", {})
-        except DivergedError as error:
-            end(home, "diverged", str(error))
-            raise
-        except BaseException as error:
-            end(home, "failed", str(error) or type(error).__name__)
-            raise
+    return Result(folder, "done" if summary else "preempted", summary)
 
 
-def end(home: RunFolder, status: Status, reason: str = "") -> None:
-    """Write how a run ended and tell who observes it; what they raise then changes nothing."""
-    home.status(status, reason)
+def finished(folder: Path, display: Display) -> Result:
+    """Return how a run that is over ended."""
+    display.said(f"{folder} is done already")
+    return Result(folder, "done", json.loads((folder / "summary.json").read_text()))
+
+
+@contextmanager
+def ending(home: RunFolder) -> Iterator[None]:
+    """Write how a run ends and tell who observes it; a run that was preempted ends in peace."""
+    status: Status = "failed"
+    reason = ""
     try:
-        observe(installed().hook.dira_run_ended, folder=home.path, status=status)
-    except PluginError as error:
-        logger.warning("%s", error)
+        yield
+        status = "done"
+    except Preempted as stopped:
+        status, reason = "preempted", str(stopped)
+    except BaseException as error:
+        status = "diverged" if isinstance(error, DivergedError) else "failed"
+        reason = str(error) or type(error).__name__
+        raise
+    finally:
+        home.status(status, reason)
+        try:
+            observe(installed().hook.dira_run_ended, folder=home.path, status=status)
+        except PluginError as error:
+            logger.warning("%s", error)
+
+
+@dataclass(frozen=True)
+class Heirloom:
+    """What a stage hands down to the next besides backbone and decoder: weights of other roles."""
+
+    folder: Path
+    roles: Sequence[str]
+
+    def give(self, trainer: Trainer) -> None:
+        """Put the weights into a trainer.
+
+        Raises:
+            CheckpointError: There are none, or they are those of other components.
+        """
+        checkpoints = RunFolder(self.folder).checkpoints
+        newest = checkpoints.latest()
+        if newest is None:
+            raise CheckpointError(f"no checkpoint in {self.folder} to take weights from")
+        tensors, _ = checkpoints.load(newest)
+        inherit(trainer, tensors, self.roles)
 
 
 class Game:
@@ -125,7 +220,9 @@ class Game:
 
     def __init__(self, trio: Trio, source: Source, settings: Settings) -> None:
         device = resolve_device(settings.train.device)
-        self.precision = Precision(resolve_precision(settings.train.precision, device), device)
+        side = min(settings.views.of(view).size for view in range(trio.n_views))
+        name = resolve_precision(settings.train.precision, device, side)
+        self.precision = Precision(name, device)
         self.trio = trio
         self.source = source
         self.settings = settings
@@ -134,11 +231,14 @@ class Game:
             # filling what is about to be written anyway costs a tenth of a step
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
             torch.backends.cudnn.benchmark = False
+        if trio.discriminator is not None:
+            with seeded(settings.seed, "prepare"):
+                trio.discriminator.prepare(len(source))
         players = build_players(trio, settings, self.precision)
         assert isinstance(players[0].module, Model)
         self.model = players[0].module
         self.loader = Loader(source, settings, trio.n_views)
-        self.views = ViewMaker(settings, device)
+        self.views = ViewMaker(settings, device, trio.n_views)
         optimizers = {"model": settings.optimizer, "critic": settings.critic_optimizer}
         self.trainer = Trainer(
             players, optimizers, self.loader, self.views, self.precision, settings

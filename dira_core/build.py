@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dira_core.components import Choice, Kind
+from dira_core.donor import Donor
 from dira_core.errors import RecipeError
 from dira_core.optim import build_optimizer
 from dira_core.plugins import installed, make
@@ -33,8 +34,10 @@ def axes(recipe: Recipe) -> int:
         ("restorer", recipe.restorer),
         ("adversary", recipe.adversary),
     ]
-    lists = (recipe.views.geometry, recipe.views.appearance, recipe.views.distort)
-    chosen += [("distortion", choice) for choices in lists for choice in choices]
+    listed = [recipe.views.geometry, recipe.views.appearance, recipe.views.distort]
+    for view in recipe.views.each:
+        listed += [view.geometry or [], view.appearance or [], view.distort or []]
+    chosen += [("distortion", choice) for choices in listed for choice in choices]
     for kind, choice in chosen:
         if choice is not None and dims not in installed().find(kind, choice.name).dims:
             raise RecipeError(
@@ -60,11 +63,18 @@ def build_source(recipe: Recipe) -> Source:
 
 
 def build_trio(recipe: Recipe) -> Trio:
-    """Build backbone and roles on the CPU; initial weights depend on the recipe's seed."""
+    """Build backbone and roles on the CPU; initial weights depend on the recipe's seed and init.
+
+    Raises:
+        DiraError: A component cannot be built, or `init` has no weights for the backbone.
+    """
     dims, channels, seed = axes(recipe), recipe.views.channels, recipe.seed
     with seeded(seed, "backbone"):
         backbone: Backbone = make("backbone", recipe.backbone, channels, dims)
-    trio = Trio(backbone)
+    donor = None if recipe.init is None else Donor(recipe.init, recipe.backbone.name)
+    if donor is not None:
+        donor.give_backbone(backbone)  # before a role copies it for its teacher
+    trio = Trio(backbone, donor=donor)
     if recipe.discriminator is not None:
         with seeded(seed, "discriminator"):
             discriminator: Discriminator = make("discriminator", recipe.discriminator, backbone)
@@ -72,6 +82,8 @@ def build_trio(recipe: Recipe) -> Trio:
     if recipe.restorer is not None:
         with seeded(seed, "restorer"):
             restorer: Restorer = make("restorer", recipe.restorer, backbone)
+        if donor is not None:
+            donor.give_restorer(restorer)
         trio.restorer = restorer
     if recipe.adversary is not None:
         with seeded(seed, "adversary"):

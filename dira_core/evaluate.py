@@ -18,7 +18,7 @@ from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_spl
 from dira_core.precision import Precision
 from dira_core.recipe import Settings
 from dira_core.roles import Backbone, FeaturePass, Source
-from dira_core.trio import Attempt, Model
+from dira_core.trio import Attempt, Model, first_rows
 from dira_core.types import Batch
 
 HELD_OUT_EPOCH = 2**31 - 1
@@ -56,10 +56,8 @@ def examine(model: Model, batch: Batch, precision: Precision) -> Sample:
         attempt: Attempt = model(batch)
     found: dict[str, Tensor] = {}
     if attempt.restored is not None:
-        n = len(attempt.restored)
-        crops, images = (
-            torch.cat([getattr(v, kind) for v in batch.views])[:n] for kind in ("crop", "image")
-        )
+        rows = len(attempt.restored)
+        crops, images = (first_rows(batch, kind, rows) for kind in ("crop", "image"))
         found |= restoration_report(attempt.restored, crops, images)
     if attempt.objective is not None and attempt.objective.embedding is not None:
         stats = embedding_stats(attempt.objective.embedding)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dira_core.build import axes
-from dira_core.components import Choice
+from dira_core.components import Choice, Kind
 from dira_core.data import Window
 from dira_core.data.crops import centre_box, reduce_channels
 from dira_core.data.loader import cut
@@ -23,12 +20,11 @@ from dira_core.errors import CheckpointError
 from dira_core.plugins import installed, make
 from dira_core.recipe import Recipe, Settings
 from dira_core.roles import Backbone, Restorer
-from dira_core.tensorfiles import read_tensors, write_tensors
+from dira_core.tensorfiles import write_tensors
+from dira_core.transplant import load_into
 from dira_core.trio import Trio
 from dira_core.types import Image
-
-FORMAT = 1
-"""Of the header of a weights file."""
+from dira_core.weightfiles import BACKBONE, RESTORER, Header, read_safetensors, weights_folder
 
 
 @dataclass(frozen=True)
@@ -68,110 +64,99 @@ class Pretrained:
         backbone: In evaluation mode, on the CPU.
         restorer: The decoder that was trained with it, or None.
         preprocess: What to feed the backbone with.
+        header: What the files say about them.
     """
 
     backbone: Backbone
     restorer: Restorer | None
     preprocess: Preprocessing
+    header: Header
 
 
 def write_weights(folder: Path, trio: Trio, settings: Settings) -> None:
-    """Write `backbone.safetensors`, and `restorer.safetensors` where there is a decoder.
+    """Write the weights of a trio: `backbone.safetensors`, `restorer.safetensors`.
 
-    A recipe's component names and options, its preprocessing and its seed are in the header; a trio
-    that was put together by hand is rebuilt by hand (`load_state_dict`).
+    A recipe's component names and options, its preprocessing and what it started from are in the
+    header; a trio that was put together by hand is rebuilt by hand (`load_state_dict`).
     """
-    folder.mkdir(exist_ok=True)
-    about: dict[str, Any] = {
-        "format": FORMAT,
-        "channels": settings.views.channels,
-        "size": settings.views.size,
-    }
+    header = Header(channels=settings.views.channels, size=settings.views.size)
     if isinstance(settings, Recipe):
-        about |= {
-            "dims": axes(settings),
-            "window": settings.data.options.model_dump(mode="json").get("window", "auto"),
-            "backbone": settings.model_dump(mode="json")["backbone"],
-            "restorer": settings.model_dump(mode="json")["restorer"],
-        }
-    header = {"dira": json.dumps(about)}
-    write_tensors(folder / "backbone.safetensors", trio.backbone.state_dict(), header)
-    if trio.restorer is not None:
-        write_tensors(folder / "restorer.safetensors", trio.restorer.state_dict(), header)
+        chosen = settings.model_dump(mode="json", include={"backbone", "restorer"})
+        window = settings.data.options.model_dump(include={"window"}).get("window", "auto")
+        origin = None if settings.init is None else Path(settings.init).name
+        known = {"dims": axes(settings), "window": window, "origin": origin, **chosen}
+        header = header.model_copy(update=known)
+    write_parts(folder, trio.backbone, trio.restorer, header)
+
+
+def write_parts(
+    folder: Path, backbone: Backbone, restorer: Restorer | None, header: Header
+) -> None:
+    """Write a folder of weights that `load` reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tensors(folder / BACKBONE, backbone.state_dict(), header.metadata())
+    if restorer is not None:
+        write_tensors(folder / RESTORER, restorer.state_dict(), header.metadata())
 
 
 def load(path: Path | str) -> Pretrained:
     """Load pretrained weights, with the preprocessing they were trained with.
 
     Args:
-        path: A run folder, or its `weights` folder.
+        path: A run folder, its `weights` folder, or a folder that `dira import` wrote.
 
     Raises:
         CheckpointError: There are no weights, they belong to parts put together by hand, or they do
             not fit the component they name. Nothing is ever loaded in part.
     """
-    folder = Path(path) / "weights" if (Path(path) / "weights").is_dir() else Path(path)
-    about = _header(folder / "backbone.safetensors")
-    if "backbone" not in about:
+    folder = weights_folder(Path(path))
+    state, header = read_safetensors(folder / BACKBONE)
+    if header is None:
+        raise CheckpointError(
+            f"{folder / BACKBONE} is not written by this dira: bring it in with `dira import`"
+        )
+    if header.backbone is None:
         raise CheckpointError(
             f"{folder} was trained on a backbone put together by hand: build it again and use its "
             "load_state_dict with safetensors.torch.load_file"
         )
-    backbone: Backbone = make(
-        "backbone", _choice("backbone", about), about["channels"], about["dims"]
-    )
-    _fill(backbone, folder / "backbone.safetensors")
+    backbone: Backbone = build("backbone", header.backbone, header.channels, header.dims)
+    _fill(backbone, state, BACKBONE)
     restorer: Restorer | None = None
-    if (folder / "restorer.safetensors").exists():
-        restorer = make("restorer", _choice("restorer", about), backbone)
+    if (folder / RESTORER).exists():
+        restorer = build("restorer", header.restorer or {}, backbone)
         assert restorer is not None
-        _fill(restorer, folder / "restorer.safetensors")
-    window = about["window"]
-    if isinstance(window, list):
-        window = (window[0], window[1])  # JSON has no tuples
-    return Pretrained(backbone, restorer, Preprocessing(about["channels"], about["size"], window))
+        _fill(restorer, read_safetensors(folder / RESTORER)[0], RESTORER)
+    preprocess = Preprocessing(header.channels, header.size, header.window)
+    return Pretrained(backbone, restorer, preprocess, header)
 
 
-def _header(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"no weights in {path.parent}: give the folder of a finished run")
+def build(kind: Kind, chosen: dict[str, Any], *parts: Any) -> Any:
+    """Build the component that a header names.
+
+    Raises:
+        CheckpointError: What is installed under this name takes other options.
+        DiraError: Nothing is installed under it.
+    """
+    options = dict(chosen)
+    name = str(options.pop("name", ""))
+    component = installed().find(kind, name)
     try:
-        read_tensors(path)
-        with safe_open(path, "pt") as file:
-            about: dict[str, Any] = json.loads((file.metadata() or {}).get("dira", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}): copy it again from its run folder"
-        ) from error
-    if about.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path.name} is not written by this dira: its header has no format {FORMAT}"
-        )
-    return about
-
-
-def _choice(kind: Any, about: Mapping[str, Any]) -> Choice:
-    options = dict(about[kind])
-    name = options.pop("name")
-    try:
-        return Choice(name, installed().find(kind, name).options.model_validate(options))
+        choice = Choice(name, component.options.model_validate(options))
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
         raise CheckpointError(
             f"the {kind} {name!r} installed here does not take the options these weights were made "
             f"with ({wrong}): install the version they were made with"
         ) from error
+    return make(kind, choice, *parts)
 
 
-def _fill(module: nn.Module, path: Path) -> None:
-    try:
-        module.load_state_dict(read_tensors(path))
-    except (SafetensorError, OSError, ValueError) as error:
+def _fill(module: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    report = load_into(state, module)
+    if not report.exact:
         raise CheckpointError(
-            f"{path} is damaged ({error}): copy it again from its run folder"
-        ) from error
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{path.name} does not fit the component it names: {error}"
-        ) from error
+            f"{name} does not fit the component it names: {report.differences()}; copy it again "
+            "from its run folder"
+        )
     module.eval()

@@ -21,6 +21,13 @@ PRESET_WITHOUT_DATA = "tiny"
 PRESET_WITH_DATA = "fixed"
 """Taken where the data are given and no preset is, if it is installed."""
 
+MODES: Mapping[str, Mapping[str, Any]] = {
+    "di": {"restorer": "none", "adversary": "none", "stages": []},
+    "dir": {"adversary": "none", "stages": []},
+    "dira": {},
+}
+"""What is left of a trio: the Discriminator, with the Restorer, all three (paper, table 4)."""
+
 _PRESET = "preset "
 
 
@@ -44,7 +51,8 @@ class Merged:
     """Layers put over each other, lowest first.
 
     Tables merge by key and lists are replaced, but for a table of positions over a list
-    (`--set views.distort.0.p=0.5`). A choice of another name drops the options below it.
+    (`--set views.distort.0.p=0.5`). A table of several numbers (rates by batch) is one value and
+    replaces what is below. A choice of another name drops the options below it.
 
     Attributes:
         choices: Top-level keys that hold a choice.
@@ -71,7 +79,8 @@ class Merged:
                 lower = None
         if isinstance(lower, list) and isinstance(upper, Mapping) and _positions(upper):
             return self._into_list(lower, upper, path, origin)
-        if not (isinstance(lower, Mapping) and isinstance(upper, Mapping)):
+        both = isinstance(lower, Mapping) and isinstance(upper, Mapping)
+        if not both or (len(upper) > 1 and _positions(upper)):
             if replaced:
                 self._forget(path)
             if not (isinstance(upper, Mapping) and upper):
@@ -81,6 +90,7 @@ class Merged:
             return list(upper) if isinstance(upper, tuple) else upper
         table = dict(lower)
         for key, value in upper.items():
+            key = str(key)  # a plugin may say 256 where a file says "256"
             table[key] = self._over(table.get(key), value, (*path, key), origin)
         return table
 
@@ -111,7 +121,7 @@ def named(choice: Any) -> Any:
 
 
 def _positions(table: Mapping[str, Any]) -> bool:
-    return bool(table) and all(key.isdecimal() for key in table)
+    return bool(table) and all(str(key).isdecimal() for key in table)
 
 
 def _renamed(lower: Any, upper: Any) -> bool:
@@ -135,8 +145,11 @@ def gather(
     recipe: Path | None = None,
     assignments: Sequence[str] = (),
     data: str | None = None,
+    mode: str | None = None,
 ) -> list[Layer]:
-    """Return the layers a user asks for, lowest first: preset, file, assignments, flags.
+    """Return the layers a user asks for, lowest first.
+
+    Preset, file, flags that choose components, assignments, other flags, mode.
 
     Args:
         flags: What named flags say.
@@ -145,6 +158,8 @@ def gather(
         recipe: TOML or JSON file.
         assignments: Texts such as "views.size=64".
         data: Name of a source, or what a source accepts (a folder, a file, a URL).
+        mode: "di" (Discriminator alone), "dir" (with the Restorer) or "dira" (all three). The
+            views are the same in all modes.
 
     Raises:
         RecipeError: Something is missing or cannot be read; every problem is listed.
@@ -160,10 +175,13 @@ def gather(
             return []
 
     above = attempt(file_layer, recipe) if recipe is not None else []
+    # who is chosen comes first: `--disc x --set discriminator.dim=64` is about x
+    above += attempt(data_layer, data) if data is not None else []
+    above += [flag for flag in flags if _chooses(flag)]
     for text in assignments:
         above += attempt(assignment, text)
-    above += attempt(data_layer, data) if data is not None else []
-    above += flags
+    above += [flag for flag in flags if not _chooses(flag)]
+    above += attempt(mode_layer, mode) if mode is not None else []
     if preset is None:
         below = default_preset(above)
     else:
@@ -171,6 +189,11 @@ def gather(
     if errors:
         raise errors[0] if len(errors) == 1 else listed([str(error) for error in errors])
     return [*below, *above]
+
+
+def _chooses(flag: Layer) -> bool:
+    """Say whether a flag names a component."""
+    return any(isinstance(value, str) for value in flag.values.values())
 
 
 def default_preset(layers: Iterable[Layer]) -> list[Layer]:
@@ -186,6 +209,17 @@ def default_preset(layers: Iterable[Layer]) -> list[Layer]:
 def preset_layer(name: str) -> Layer:
     """Return a preset by name; raises as `Plugins.find` does."""
     return Layer(f"{_PRESET}{name!r}", installed().preset(name).recipe)
+
+
+def mode_layer(name: str) -> Layer:
+    """Return a mode of training by name.
+
+    Raises:
+        RecipeError: There is no such mode.
+    """
+    if name not in MODES:
+        raise RecipeError(f"--mode is {', '.join(MODES)}, got {name!r:.60}")
+    return Layer(f"--mode {name}", MODES[name])
 
 
 def file_layer(path: Path) -> Layer:

@@ -47,6 +47,7 @@ SLOW_SECONDS = 1.0
 """A plugin that takes longer to load than this is reported: every command waits for it."""
 
 _NAME = re.compile(r"[a-z0-9-]+")
+_PRESET_NAME = re.compile(r"[a-z0-9-]+(/[a-z0-9-]+)?")
 
 _TYPES: Mapping[str, type[Any]] = {
     "name": str,
@@ -278,7 +279,8 @@ def _flaw(kind: str, item: Any, wanted: type[Any]) -> str | None:
     for attribute, value in vars(item).items():
         if not isinstance(value, _TYPES.get(attribute, object)):
             return f"its {attribute} is no {_TYPES[attribute].__name__}: {value!r:.60}"
-    if not _NAME.fullmatch(item.name):
+    name = _PRESET_NAME if isinstance(item, Preset) else _NAME  # "paper/mocov2"
+    if not name.fullmatch(item.name):
         return f"its name may have a-z, 0-9 and - only, got {item.name!r:.60}"
     if isinstance(item, Command):
         return None if callable(item.function) else "its function cannot be called"

@@ -13,6 +13,10 @@ from dira_core.errors import RecipeError
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
+SMALLEST_BF16_SIDE = 17
+"""Of a view in px, on a CPU: below, a ResNet's last strided convolution meets maps of one pixel,
+whose weight gradients torch 2.14 gets wrong in bf16 on CPUs (garbage, sometimes not finite)."""
+
 
 def resolve_device(name: str) -> torch.device:
     """Return the device `auto`, `cpu` or `cuda` means here.
@@ -29,10 +33,27 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
-    """Return the number format `auto` means on a device: bf16 where its hardware has it."""
+def resolve_precision(name: str, device: torch.device, side: int) -> str:
+    """Return the number format `auto` means on a device: bf16 where its hardware has it.
+
+    Args:
+        name: What the recipe says.
+        device: Where the step runs.
+        side: Of the smallest view, in px.
+
+    Raises:
+        RecipeError: bf16 on a CPU is asked for, and views are too small for it.
+    """
+    tiny = device.type == "cpu" and side < SMALLEST_BF16_SIDE
+    if tiny and name == "bf16":
+        raise RecipeError(
+            f"bf16 on a CPU needs views of {SMALLEST_BF16_SIDE} px and more, got {side}: use "
+            "--precision fp32, or larger views (views.size, views.each)"
+        )
     if name != "auto":
         return name
+    if tiny:
+        return "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"

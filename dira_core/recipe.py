@@ -8,7 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Discriminator,
+    Field,
+    JsonValue,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from dira_core import toml
@@ -24,6 +34,9 @@ DistortionChoice = Annotated[Choice, Chosen("distortion")]
 BackboneChoice = Annotated[Choice, Chosen("backbone")]
 SourceChoice = Annotated[Choice, Chosen("source")]
 TrackerChoice = Annotated[Choice, Chosen("tracker")]
+
+SMALLEST_SIDE = 8
+"""Of a crop, in px."""
 
 
 class Loader(Options):
@@ -43,15 +56,43 @@ class Loader(Options):
     )
 
 
+def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < bounds[0] <= bounds[1]:
+        raise ValueError("bounds must be above 0, the lower one first")
+    return bounds
+
+
+def _part_of_the_image(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[1] > 1:
+        raise ValueError("a crop cannot cover more than 1 of the image")
+    return bounds
+
+
+Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
+Part = Annotated[Bounds, AfterValidator(_part_of_the_image)]
+
+
+class Override(Options):
+    """What is different in some views; none leaves a key as it is in `views`."""
+
+    repeat: int = Field(1, ge=1, description="how many consecutive views this is about")
+    side: float = Field(1.0, gt=0, le=1, description="side of a crop, as a part of views.size")
+    scale: Part | None = Field(None, description="part of the image's area a crop covers")
+    ratio: Bounds | None = Field(None, description="width over height of a crop")
+    geometry: list[DistortionChoice] | None = Field(None, description="instead of views.geometry")
+    appearance: list[DistortionChoice] | None = Field(
+        None, description="instead of views.appearance"
+    )
+    distort: list[DistortionChoice] | None = Field(None, description="instead of views.distort")
+
+
 class Views(Options):
     """Crop -> view: what the networks see, and what must be restored."""
 
-    size: int = Field(224, ge=8, description="side of a crop in px (each axis)")
+    size: int = Field(224, ge=SMALLEST_SIDE, description="side of a crop in px (each axis)")
     channels: int = Field(1, ge=1, description="channels of an image; grey images are 1")
-    scale: tuple[float, float] = Field(
-        (0.2, 1.0), description="part of the image's area a crop covers"
-    )
-    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of a crop")
+    scale: Part = Field((0.2, 1.0), description="part of the image's area a crop covers")
+    ratio: Bounds = Field((0.75, 4 / 3), description="width over height of a crop")
     geometry: list[DistortionChoice] = Field(
         default=[], description="applied to input and target alike (flip)"
     )
@@ -65,19 +106,20 @@ class Views(Options):
         "image", description="the distorted view, or the view before `distort` (one more forward)"
     )
 
-    @field_validator("scale", "ratio")
-    @classmethod
-    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < bounds[0] <= bounds[1]:
-            raise ValueError("bounds must be above 0, the lower one first")
-        return bounds
+    each: list[Override] = Field(
+        default=[], description="what differs from view to view, the first view first"
+    )
 
-    @field_validator("scale")
-    @classmethod
-    def _part_of_the_image(cls, bounds: tuple[float, float]) -> tuple[float, float]:
-        if bounds[1] > 1:
-            raise ValueError("a crop cannot cover more than 1 of the image")
-        return bounds
+    def of(self, view: int) -> Views:
+        """Return how view number `view` is made: these values under its overrides."""
+        for override in self.each:
+            if view < override.repeat:
+                chosen = override.model_dump(exclude={"repeat", "side"}, exclude_none=True)
+                changes = {key: getattr(override, key) for key in chosen}
+                side = max(SMALLEST_SIDE, round(self.size * override.side))
+                return self.model_copy(update={**changes, "size": side})
+            view -= override.repeat
+        return self
 
 
 class Weights(Options):
@@ -86,23 +128,57 @@ class Weights(Options):
     dis: float = Field(1.0, ge=0, description="weight of L_dis")
     res: float = Field(10.0, ge=0, description="weight of L_res")
     adv: float = Field(0.001, ge=0, description="weight of L_adv")
+    ramps: dict[Literal["dis", "res", "adv"], tuple[float, float]] = Field(
+        default={}, description="epochs between which a weight grows from 0, for example adv"
+    )
+
+    def at(self, epoch: float) -> dict[str, float]:
+        """Return the three weights at a point of time, in epochs from the start."""
+        weights = {"dis": self.dis, "res": self.res, "adv": self.adv}
+        for name, (first, last) in self.ramps.items():
+            done = (epoch - first) / (last - first) if last > first else float(epoch >= first)
+            weights[name] *= min(1.0, max(0.0, done))
+        return weights
+
+
+Rate = Annotated[PositiveFloat, Tag("rate")]
+RateTable = Annotated[dict[PositiveInt, PositiveFloat], Field(min_length=2), Tag("table")]
+
+
+def _form(lr: object) -> str:
+    """Tell a table of rates from a rate, so that a mistake in one is not judged as the other."""
+    return "table" if isinstance(lr, Mapping) else "rate"
 
 
 class Optimizer(Options):
     """How one player is optimised."""
 
-    name: Literal["sgd", "adam", "adamw"] = Field("sgd", description="the update rule")
-    lr: float = Field(0.03, gt=0, description="learning rate at `lr_batch` images a step")
+    name: Literal["sgd", "adam", "adamw", "lars"] = Field("sgd", description="the update rule")
+    lr: Annotated[Rate | RateTable, Discriminator(_form)] = Field(
+        0.03,
+        description="learning rate at `lr_batch` images a step, or a table of it by global batch "
+        "(between two of its batches linear in their log2)",
+    )
     lr_batch: int | None = Field(
         256, gt=0, description="lr is scaled by global batch / lr_batch; none never scales"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars")
     betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
+    trust: float = Field(1e-3, gt=0, description="of lars: size of an update over its weight's")
     weight_decay: float = Field(
-        1e-4, ge=0, description="on every parameter, as the public code does"
+        1e-4, ge=0, description="on every parameter, as the public code does; see decay_1d"
     )
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="of the learning rate")
-    warmup_epochs: float = Field(0.0, ge=0, description="epochs of linear warm-up")
+    decay_1d: bool = Field(
+        True, description="whether norms and biases decay too; with lars they never do"
+    )
+    scale_1d: float = Field(1.0, gt=0, description="factor on the rate of norms and biases")
+    schedule: Literal["cosine", "epoch-cosine", "constant"] = Field(
+        "cosine", description="of the learning rate; epoch-cosine moves once an epoch"
+    )
+    floor: float = Field(0.0, ge=0, le=1, description="part of the rate left when a cosine ends")
+    warmup_epochs: float = Field(
+        0.0, ge=0, description="epochs of linear warm-up, at most a quarter of all"
+    )
     clip: float | None = Field(None, gt=0, description="largest gradient norm; none never clips")
 
 
@@ -166,14 +242,40 @@ class Settings(Options):
     log: Log = Field(default_factory=Log)
 
 
+FIXED_IN_STAGES = ("data", "backbone", "seed", "init", "stages")
+"""Keys of a recipe that no stage may change."""
+
+
+class Stage(Options):
+    """One stage of a run: its recipe with changes, from the weights of the stage before."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="what to call it")
+    inherit: list[Literal["discriminator", "adversary"]] = Field(
+        default=["discriminator"],
+        description="roles that keep their weights, as backbone and decoder always do; optimizers "
+        "start anew",
+    )
+    changes: dict[str, JsonValue] = Field(
+        default={}, description="what is different: anything but data, backbone, seed and init"
+    )
+
+
 class Recipe(Settings):
     """One run: everything that decides its outcome, and nothing else."""
 
     data: SourceChoice = Field(description="where images come from")
     backbone: BackboneChoice = Field(description="the encoder that is pretrained")
+    init: str | None = Field(
+        None,
+        description="weights that backbone and restorer start from: imagenet, a run folder, or a "
+        "file of weights; none draws them from the seed",
+    )
     discriminator: DiscriminatorChoice = Field(None, description="L_dis; none leaves it out")
     restorer: RestorerChoice = Field(None, description="L_res; none leaves it out")
     adversary: AdversaryChoice = Field(None, description="L_adv; none leaves it out")
+    stages: list[Stage] = Field(
+        default=[], description="parts of the run, one after the other; none is one stage"
+    )
 
     @model_validator(mode="after")
     def _roles_fit(self) -> Self:
@@ -182,18 +284,45 @@ class Recipe(Settings):
         broken = []
         if not (dis or res):
             rule = "nothing to train: choose a discriminator or a restorer, with a weight above 0"
-            broken.append(_broken("discriminator", rule))
+            broken.append(_broken(("discriminator",), rule))
         if self.adversary is not None and self.restorer is None:
             rule = "an adversary judges restored images: choose a restorer, or none as adversary"
-            broken.append(_broken("adversary", rule))
+            broken.append(_broken(("adversary",), rule))
         if broken:
             raise ValidationError.from_exception_data("Recipe", broken)
         return self
 
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        broken: list[InitErrorDetails] = []
+        for number, stage in enumerate(self.stages):
+            fixed = [key for key in FIXED_IN_STAGES if key in stage.changes]
+            rules = [f"{key} is the same in all stages" for key in fixed]
+            values = self._stage_values(number)
+            try:
+                Recipe.model_validate(values)
+            except ValidationError as error:
+                rules += str(explain(error, Recipe, values, {})).splitlines()
+            broken += [_broken(("stages", number, "changes"), rule) for rule in rules]
+        if len({stage.name for stage in self.stages}) < len(self.stages):
+            broken.append(_broken(("stages",), "two stages have one name"))
+        if broken:
+            raise ValidationError.from_exception_data("Recipe", broken)
+        return self
 
-def _broken(key: str, rule: str) -> InitErrorDetails:
+    def at_stage(self, number: int) -> Recipe:
+        """Return the recipe of one stage, counted from 0."""
+        return Recipe.model_validate(self._stage_values(number))
+
+    def _stage_values(self, number: int) -> Mapping[str, Any]:
+        left_out = {"stages"} if number == 0 else {"stages", "init"}
+        whole = self.model_dump(mode="json", exclude=left_out)
+        return merge([Layer("", whole), Layer("", self.stages[number].changes)], _KINDS).values
+
+
+def _broken(place: tuple[str | int, ...], rule: str) -> InitErrorDetails:
     error = PydanticCustomError("rule", "{rule}", {"rule": rule})
-    return InitErrorDetails(type=error, loc=(key,), input=key)
+    return InitErrorDetails(type=error, loc=place, input=place[-1])
 
 
 _KINDS: Mapping[str, Kind] = {
@@ -225,7 +354,7 @@ class Resolved:
         yield from self._explained((), self.recipe.model_dump(mode="json"))
 
     def _explained(self, path: KeyPath, value: Any) -> Iterator[tuple[str, Any, str]]:
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             for key, inner in value.items():
                 yield from self._explained((*path, key), inner)
         else:
@@ -243,8 +372,9 @@ def resolve(layers: Sequence[Layer]) -> Resolved:
         PluginError: All that is wrong is that chosen components belong to broken plugins.
     """
     merged = _over_component_defaults(layers)
-    if merged.problems:
-        raise listed(merged.problems)
+    problems = [*merged.problems, *_overruled(merged)]
+    if problems:
+        raise listed(problems)
     try:
         return Resolved(Recipe.model_validate(merged.values), merged.why)
     except ValidationError as error:
@@ -264,6 +394,27 @@ def _over_component_defaults(layers: Sequence[Layer]) -> Merged:
         for kind, name in new:
             defaults = installed().find(kind, name).defaults
             brought[kind, name] = Layer(f"defaults of {kind} {name!r}", defaults)
+
+
+def _overruled(merged: Merged) -> Iterator[str]:
+    """Say which flags would do nothing in a stage that changes the same key."""
+    stages = merged.values.get("stages")
+    for number, stage in enumerate(stages if isinstance(stages, list) else []):
+        changes = stage.get("changes") if isinstance(stage, Mapping) else None
+        for path in _leaves(changes) if isinstance(changes, Mapping) else ():
+            place = ("stages", str(number), "changes", *path)
+            flag = origin(path, merged.why)
+            if flag.startswith("-") and not origin(place, merged.why).startswith("-"):
+                key = ".".join(path)
+                yield f"{flag}: stage {number} has a {key} of its own: --set {'.'.join(place)}=..."
+
+
+def _leaves(table: Mapping[str, Any], above: KeyPath = ()) -> Iterator[KeyPath]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*above, key))
+        else:
+            yield (*above, key)
 
 
 def _chosen(values: Mapping[str, Any]) -> Iterator[tuple[Kind, str]]:

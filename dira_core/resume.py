@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -55,6 +55,45 @@ def restore(trainer: Trainer, tensors: Tensors, state: Mapping[str, Any]) -> Non
     trainer.precision.load_state_dict(dict(state["precision"]))
     trainer.step = state["step"]
     trainer.salt = state["salt"]
+
+
+def inherit(trainer: Trainer, tensors: Tensors, roles: Collection[str]) -> None:
+    """Put the weights of some roles, captured in another run, into a trainer.
+
+    A role that either of the two runs does not have is left as it is.
+
+    Args:
+        trainer: About to start; its optimizers stay as they are.
+        tensors: From `capture`.
+        roles: "backbone", "discriminator", "restorer", "adversary".
+
+    Raises:
+        CheckpointError: The weights of a role are those of another component.
+    """
+    given = by_role(tensors["model"])
+    for player in trainer.players:
+        own = {f"{player.name}.{key}": value for key, value in player.module.state_dict().items()}
+        for role, values in by_role(own).items():
+            if role not in roles or role not in given:
+                continue
+            if {k: v.shape for k, v in values.items()} != {
+                k: v.shape for k, v in given[role].items()
+            }:
+                raise CheckpointError(
+                    f"the {role} before had other weights than this one: leave it out of `inherit`"
+                )
+            for key, value in values.items():
+                value.copy_(given[role][key])
+
+
+def by_role(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Sort the tensors of players ("model.backbone.x", "critic.x") by role."""
+    roles: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        player, _, rest = key.partition(".")
+        role = "adversary" if player == "critic" else rest.partition(".")[0]
+        roles.setdefault(role, {})[key] = value
+    return roles
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -98,10 +98,19 @@ class Discriminator(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, encodings: Encodings) -> Objective:
-        """Return the loss over the encoded views, its metrics and the embedding z of view 0."""
+        """Return the loss over the encoded views, its metrics and the embedding z of view 0.
+
+        Queues and memory banks (buffers) may be written here, in training only.
+        """
+
+    def prepare(self, n_images: int) -> None:
+        """Make what depends on the number of images in the source: queues, memory banks.
+
+        Called once, before the optimizer is built and before any state is loaded.
+        """
 
     def after_step(self, progress: Progress) -> None:
-        """Update what is not trained by gradient (EMA teacher, queue), after a step."""
+        """Update what follows the weights (an EMA teacher), after a step."""
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Return optimizer parameter groups of this module; by default one with every parameter.

@@ -135,20 +135,20 @@ class RunFolder:
         """Refuse a folder that holds something else, before anything is written into it."""
         if self.path.exists() and not self.path.is_dir():
             raise RunFolderError(f"a run folder must be a folder, {self.path} is a file")
-        if self._resume and not self._holds_run():
+        if self._resume and not self.holds_run():
             raise RunFolderError(
                 f"nothing to resume in {self.path}: check the path, or start without --resume"
             )
         names = [p.name for p in self.path.iterdir()] if self.path.exists() else []
         foreign = [n for n in names if n != LOCK and not TEMPORARY.fullmatch(n)]
-        if foreign and not self._holds_run():
+        if foreign and not self.holds_run():
             raise RunFolderError(
                 f"{self.path} holds {len(foreign)} files or folders that are not a run: "
                 "use a new or an empty folder as --out"
             )
 
     def _check_unused(self) -> None:
-        if self._resume or not self._holds_run():
+        if self._resume or not self.holds_run():
             return
         if self.read_status() == "done":
             raise RunFolderError(f"{self.path} holds a finished run: use another --out")
@@ -157,7 +157,8 @@ class RunFolder:
             f"`dira run --resume {shlex.quote(str(self.path))}`, or use another --out"
         )
 
-    def _holds_run(self) -> bool:
+    def holds_run(self) -> bool:
+        """Say whether a run was ever started in the folder."""
         return any((self.path / name).exists() for name in (RECIPE, STATUS))
 
     def _sweep(self) -> None:

@@ -158,7 +158,9 @@ def _discriminator(component: Component, options: Options, dims: int) -> None:
     backbone = TinyBackbone(dims=dims)
     role: Discriminator = component.build(options, backbone)
     batch = tiny_batch(n_views=role.n_views, size=[16] * dims)
+    role.prepare(len(batch.index))
     with half():
+        role(Encodings(backbone, batch))  # a queue is empty before, and teaches nothing
         objective = role(Encodings(backbone, batch))
     _must(objective.loss.shape == (), "the loss is not a scalar")
     _must(objective.loss.dtype == torch.float32, "the loss is not float32: see `in_float32`")
@@ -173,6 +175,12 @@ def _discriminator(component: Component, options: Options, dims: int) -> None:
     )
     role.after_step(Progress(1, 10, 0, 1))
     role.load_state_dict(role.state_dict())
+    role.eval()
+    before = {name: value.clone() for name, value in role.state_dict().items()}
+    with half():
+        role(Encodings(backbone, batch))
+    same = all(torch.equal(value, before[name]) for name, value in role.state_dict().items())
+    _must(same, "evaluation changed its state: write buffers only where `self.training`")
 
 
 def _restorer(component: Component, options: Options, dims: int) -> None:

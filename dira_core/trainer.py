@@ -18,7 +18,7 @@ from dira_core.optim import gradient_norm, set_lr
 from dira_core.precision import Precision
 from dira_core.recipe import Optimizer as OptimizerOptions
 from dira_core.recipe import Settings
-from dira_core.trio import Losses, Player, Turn
+from dira_core.trio import Losses, Player, Turn, first_rows
 from dira_core.types import Batch, Progress
 
 
@@ -158,7 +158,7 @@ class Trainer:
             player.module.zero_grad()  # a third of the price of the optimizer's
         found: list[dict[str, Tensor]] = []
         for piece in pieces:
-            turn = Turn(self.views(piece, here.epoch, self.salt))
+            turn = Turn(self.views(piece, here.epoch, self.salt), here)
             found.append({})
             for player in self.players:
                 with self.precision.autocast():
@@ -230,11 +230,8 @@ def examined(player: Player, losses: Losses, turn: Turn) -> dict[str, Tensor]:
     if losses.embedding is not None:
         report |= {f"embedding/{k}": v for k, v in embedding_stats(losses.embedding).items()}
     if player.shared and turn.restored is not None:
-        views = turn.batch.views
-        target, distorted = (
-            torch.cat([getattr(v, kind) for v in views])[: len(turn.restored)]
-            for kind in ("crop", "image")
-        )
+        rows = len(turn.restored)
+        target, distorted = (first_rows(turn.batch, kind, rows) for kind in ("crop", "image"))
         report |= restoration_report(turn.restored, target, distorted)
     return report
 

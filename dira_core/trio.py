@@ -12,11 +12,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from dira_core.donor import Donor
 from dira_core.errors import RecipeError
 from dira_core.precision import Precision
 from dira_core.recipe import Weights
@@ -34,12 +35,17 @@ from dira_core.types import Batch, Objective, Progress
 
 @dataclass
 class Trio:
-    """A backbone and the roles that train it; any role but one may be absent."""
+    """A backbone and the roles that train it; any role but one may be absent.
+
+    Attributes:
+        donor: Gave them their initial weights; None where the seed did.
+    """
 
     backbone: Backbone
     discriminator: Discriminator | None = None
     restorer: Restorer | None = None
     adversary: Adversary | None = None
+    donor: Donor | None = None
 
     def check(self) -> None:
         """Raise a RecipeError unless there is something to train, and for a critic to judge."""
@@ -64,6 +70,7 @@ class Turn:
     """One micro-batch on its way from player to player."""
 
     batch: Batch
+    progress: Progress
     restored: Tensor | None = None
     fake_scores: Tensor | None = None
 
@@ -194,25 +201,26 @@ class ModelPlayer(Player):
     def losses(self, turn: Turn) -> Losses:
         """Embed, restore, and take the critic's gradient at the restored image."""
         attempt: Attempt = self.module(turn.batch)
+        weights = self._weights.at(turn.progress.fraction * turn.progress.epochs)
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         embedding = None
         if attempt.objective is not None:
-            terms["dis"] = self._weights.dis * attempt.objective.loss
+            terms["dis"] = weights["dis"] * attempt.objective.loss
             metrics["losses/dis"] = attempt.objective.loss.detach()
             metrics.update({f"dis/{k}": v.detach() for k, v in attempt.objective.metrics.items()})
             if attempt.objective.embedding is not None:
                 embedding = attempt.objective.embedding.detach()
         if attempt.restored is not None and attempt.distance is not None:
-            terms["res"] = self._weights.res * attempt.distance
+            terms["res"] = weights["res"] * attempt.distance
             metrics["losses/res"] = attempt.distance.detach()
             turn.restored = attempt.restored.detach()
-        total = sum(metrics[f"losses/{name}"] * getattr(self._weights, name) for name in terms)
+        total = sum(metrics[f"losses/{name}"] * weights[name] for name in terms)
         if self._critic is not None and attempt.restored is not None:
-            loss, surrogate = self._judge(turn, attempt.restored)
+            loss, surrogate = self._judge(turn, attempt.restored, weights["adv"])
             terms["adv"] = surrogate
             metrics["losses/adv"] = loss
-            total = total + self._weights.adv * loss
+            total = total + weights["adv"] * loss
         metrics["losses/total"] = torch.as_tensor(total)
         return Losses(torch.stack(list(terms.values())).sum(), terms, metrics, embedding)
 
@@ -226,14 +234,14 @@ class ModelPlayer(Player):
         if self._discriminator is not None:
             self._discriminator.after_step(progress)
 
-    def _judge(self, turn: Turn, restored: Tensor) -> tuple[Tensor, Tensor]:
+    def _judge(self, turn: Turn, restored: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Return L_adv, and a scalar whose gradient at the model is that of w_adv L_adv."""
         assert self._critic is not None
         assert self._adversary is not None
         judged = restored.detach().requires_grad_()
         turn.fake_scores = self._critic(judged, condition(self._adversary, turn, restored))
         loss = self._adversary.generator_loss(turn.fake_scores)
-        pull = self._precision.gradient(self._weights.adv * loss, judged)
+        pull = self._precision.gradient(weight * loss, judged)
         return loss.detach(), (restored * pull).sum()
 
 
@@ -265,8 +273,7 @@ class CriticPlayer(Player):
         """Score the crops; compare with the scores the model player left."""
         assert turn.restored is not None
         assert turn.fake_scores is not None
-        views = turn.batch.views
-        real = torch.cat([v.crop for v in views])[: len(turn.restored)]
+        real = first_rows(turn.batch, "crop", len(turn.restored))
         given = condition(self._adversary, turn, turn.restored)
         scores = self.module(real, given)
         loss = self._adversary.critic_loss(scores, turn.fake_scores)
@@ -286,4 +293,10 @@ def condition(adversary: Adversary, turn: Turn, restored: Tensor) -> Tensor | No
     """Return the distorted images a conditional critic sees beside the restored ones, or None."""
     if not adversary.conditional:
         return None
-    return torch.cat([v.image for v in turn.batch.views])[: len(restored)]
+    return first_rows(turn.batch, "image", len(restored))
+
+
+def first_rows(batch: Batch, kind: Literal["crop", "image"], rows: int) -> Tensor:
+    """Return the crops or images of the first views, one view after the other, (rows, C, *S)."""
+    views = batch.views[: rows // len(batch.index)]  # further ones may have other sizes
+    return torch.cat([getattr(view, kind) for view in views])

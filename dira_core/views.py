@@ -12,7 +12,7 @@ from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
 from dira_core.plugins import make
-from dira_core.recipe import Settings
+from dira_core.recipe import Settings, Views
 from dira_core.roles import Distortion
 from dira_core.types import Batch, View
 
@@ -62,15 +62,14 @@ class ViewMaker:
     Args:
         settings: Of the run.
         device: Where the views are made.
+        n_views: Views of an image.
     """
 
-    def __init__(self, settings: Settings, device: torch.device) -> None:
+    def __init__(self, settings: Settings, device: torch.device, n_views: int) -> None:
         self._seed = settings.seed
         self._device = device
         self._channels_last = settings.train.channels_last
-        self._geometry = [Operation(choice, device) for choice in settings.views.geometry]
-        self._appearance = [Operation(choice, device) for choice in settings.views.appearance]
-        self._distort = [Operation(choice, device) for choice in settings.views.distort]
+        self._recipes = [Operations(settings.views.of(view), device) for view in range(n_views)]
 
     def __call__(self, crops: Crops, epoch: int, salt: int) -> Batch:
         """Make a batch of views; `salt` gives other ones to a run that went back."""
@@ -78,22 +77,31 @@ class ViewMaker:
         draws = Draws(index, seed=self._seed + (salt << 32), epoch=epoch, path="views")
         box = crops.box.to(self._device, non_blocking=True)
         views = [
-            self._view(pixels, box[:, number], replace(draws, view=number))
-            for number, pixels in enumerate(crops.pixels)
+            self._view(recipe, pixels, box[:, number], replace(draws, view=number))
+            for number, (recipe, pixels) in enumerate(zip(self._recipes, crops.pixels, strict=True))
         ]
         label = None if crops.label is None else crops.label.to(self._device)
         return Batch(tuple(views), index, label)
 
-    def _view(self, pixels: Tensor, box: Tensor, draws: Draws) -> View:
+    def _view(self, recipe: Operations, pixels: Tensor, box: Tensor, draws: Draws) -> View:
         crop = pixels.to(self._device, non_blocking=True)
         if self._channels_last:
             last = torch.channels_last if crop.dim() == 4 else torch.channels_last_3d
             crop = crop.contiguous(memory_format=last)
         labels: list[Tensor] = []
-        crop, box = apply(self._geometry, crop, box, draws.child("geometry"), labels)
-        clean, _ = apply(self._appearance, crop, box, draws.child("appearance"), labels)
-        image, _ = apply(self._distort, clean, box, draws.child("distort"), labels)
+        crop, box = apply(recipe.geometry, crop, box, draws.child("geometry"), labels)
+        clean, _ = apply(recipe.appearance, crop, box, draws.child("appearance"), labels)
+        image, _ = apply(recipe.distort, clean, box, draws.child("distort"), labels)
         return View(crop, clean, image, box, labels[-1] if labels else None)
+
+
+class Operations:
+    """What makes one view of a crop."""
+
+    def __init__(self, views: Views, device: torch.device) -> None:
+        self.geometry = [Operation(choice, device) for choice in views.geometry]
+        self.appearance = [Operation(choice, device) for choice in views.appearance]
+        self.distort = [Operation(choice, device) for choice in views.distort]
 
 
 class Operation:

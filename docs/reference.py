@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import typer
 from pydantic import BaseModel
@@ -115,9 +115,9 @@ def _keys(above: str, model: type[BaseModel]) -> Iterator[str]:
     if rows:
         yield "\n".join(table(("key", "type", "default", "what"), *rows))
     for name, field in model.model_fields.items():
-        if _is_table(field):
-            inner: Any = field.annotation
-            yield f"## `[{above}{name}]`"
+        for inner in _tables(field):
+            key = f"[{above}{name}]"
+            yield f"## `{key if _is_table(field) else f'[{key}]'}`"
             about = f" This one: {field.description}." if field.description else ""
             yield f"{_first_line(inner)}{about}"
             yield from _keys(f"{above}{name}.", inner)
@@ -137,18 +137,28 @@ def _is_table(field: FieldInfo) -> bool:
     return isinstance(field.annotation, type) and issubclass(field.annotation, Options)
 
 
+def _tables(field: FieldInfo) -> list[type[Options]]:
+    """Return the model of a table, or of the tables in a list, if a field holds such."""
+    members = [field.annotation, *get_args(field.annotation)]
+    return [each for each in members if isinstance(each, type) and issubclass(each, Options)]
+
+
 def words(schema: dict[str, Any]) -> str:
     """Say in words what a piece of JSON schema allows."""
     if CHOICE_OF in schema:
         return f"{schema[CHOICE_OF]}"
-    if "anyOf" in schema:
-        return " or ".join(words(each) for each in schema["anyOf"])
+    if "$ref" in schema:
+        return "value" if schema["$ref"].endswith("/JsonValue") else "table"
+    if members := schema.get("anyOf") or schema.get("oneOf"):
+        return " or ".join(words(each) for each in members)
     if "enum" in schema:
         return ", ".join(f'"{value}"' for value in schema["enum"])
     if "prefixItems" in schema:
         return f"[{', '.join(words(item) for item in schema['prefixItems'])}]"
     if schema["type"] == "array":
         return f"list of {words(schema['items'])}"
+    if schema["type"] == "object":
+        return f"table of {words(schema['additionalProperties'])}"
     bounds = [f"{word} {schema[key]}" for key, word in BOUNDS.items() if key in schema]
     within = f" ({', '.join(bounds)})" if bounds else ""
     return f"{TYPES[schema['type']]}{within}"

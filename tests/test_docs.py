@@ -203,20 +203,93 @@ def test_every_command_and_every_flag_is_on_the_page_of_the_command_line(
     assert len(sections) == len(reference["commands"](command_line()))
 
 
-def test_the_table_of_presets_holds_the_values_of_the_presets() -> None:
-    recipes = {
-        name: {key: v for key, v, _ in resolve(gather(preset=name, data="phantom")).explained()}
-        for name in ("paper", "released", "fixed")
-    }
-    rows = re.findall(
-        r"^\| `([a-z_.]+)` \| (.+?) \| (.+?) \| (.+?) \|",
-        (ROOT / "docs/presets.md").read_text(),
+BASES = ("paper", "released", "fixed")
+METHODS = ("mocov2", "barlow", "simsiam")
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a recipe as `--set` writes them; entries of lists by position."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(inner, f"{path}.{key}" if path else str(key))
+        return
+    yield path, value
+    if isinstance(value, list):
+        for position, entry in enumerate(value):
+            if isinstance(entry, dict):
+                yield from flat(entry, f"{path}.{position}")
+
+
+def preset_values(preset: str, stage: str = "") -> dict[str, Any]:
+    """Return every key of a preset's recipe, or of one stage of it."""
+    recipe = resolve(gather(preset=preset, data="phantom")).recipe
+    if stage:
+        recipe = recipe.at_stage([each.name for each in recipe.stages].index(stage))
+    return dict(flat(recipe.model_dump(mode="json")))
+
+
+def shown(values: dict[str, Any], key: str) -> str:
+    """Return what a cell of the page of presets says of a key."""
+    value = values.get(key, "-")
+    value = float(f"{value:.6g}") if isinstance(value, float) else value
+    return "`-`" if value == "-" else f"`{toml.value(value)}`"
+
+
+def preset_tables() -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Yield the names of the presets and the rows of each table of keys."""
+    page = (ROOT / "docs/presets.md").read_text(encoding="utf-8")
+    for table in re.findall(r"^\| key \|.*\n(?:\|.*\n)+", page, re.MULTILINE):
+        head, _, *rows = [[cell.strip() for cell in row.split("|")] for row in table.splitlines()]
+        yield head[2:-2], [row[1:-2] for row in rows]
+
+
+def test_the_tables_of_presets_hold_the_values_of_the_presets() -> None:
+    tables = list(preset_tables())
+    assert [names for names, _ in tables] == [
+        [*BASES],
+        ["released: dir", "released: dira"],
+        *([f"{base}/{method}" for base in BASES] for method in METHODS),
+    ]
+    for names, rows in tables:
+        for column, name in enumerate(names, 1):
+            preset, _, stage = name.partition(": ")
+            all_of_them = [preset, *(f"{preset}/{method}" for method in METHODS)]
+            for one in all_of_them if preset in BASES else [preset]:
+                values = preset_values(one, stage)
+                for row in rows:
+                    key = row[0].strip("`")
+                    assert row[column] == shown(values, key), f"{key} of {one} {stage}"
+
+
+def test_whatever_differs_between_presets_of_a_method_is_in_a_table() -> None:
+    told = {row[0].strip("`") for _, rows in preset_tables() for row in rows}
+    for method in METHODS:
+        values = [preset_values(f"{base}/{method}") for base in BASES]
+        differing = {
+            key
+            for key in set().union(*values)
+            if len({shown(each, key) for each in values}) > 1
+            and not key.startswith(("views.", "stages"))
+        }
+        assert differing <= told
+
+
+def test_every_discriminator_has_a_page_that_names_its_optimizer() -> None:
+    folder = ROOT / "docs/methods"
+    table = re.findall(
+        r"^\| `(\w+)` \| (\d)[^|]* \| [^|]+ \| (\w+)",
+        (folder / "discriminators.md").read_text(encoding="utf-8"),
         re.MULTILINE,
     )
-    assert len(rows) > 15
-    for key, *cells in rows:
-        for preset, cell in zip(recipes, cells, strict=True):
-            assert cell == f"`{toml.value(recipes[preset][key])}`", f"{key} of {preset}"
+    pages = {page.stem for page in folder.glob("*.md")}
+    ours = {
+        component.name: component
+        for component in installed().components("discriminator")
+        if installed().offers["discriminator", component.name].distribution.startswith("dira-ssl ")
+    }
+    assert {name for name, _, _ in table} == set(ours) - pages
+    for name, _, optimizer in table:
+        assert ours[name].defaults["optimizer"]["name"] == optimizer.lower()
 
 
 def test_the_readme_names_every_component_and_shows_the_example_plugin() -> None:

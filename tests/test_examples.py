@@ -53,6 +53,22 @@ def test_a_run_from_python_ends_with_features_of_ones_own_image(tmp_path: Path) 
     assert "seed = 7" in recipe  # of examples/recipe.toml
 
 
+def test_the_benchmark_against_the_public_code_times_both_arms(tmp_path: Path) -> None:
+    script = EXAMPLES / "benchmarks/public_code.py"
+    size = ("--backbone", "resnet18", "--size", "32", "--batch", "2", "--rounds", "1")
+    said = ran(script, *size, cwd=tmp_path)
+    assert re.search(r"public / dira: \d+\.\d\d x time", said)
+    assert re.search(r"dira / public: \d+\.\d\d x memory", said)
+
+
+def test_the_benchmark_against_a_peer_times_three_methods(tmp_path: Path) -> None:
+    pytest.importorskip("lightly", exc_type=ImportError)
+    script = EXAMPLES / "benchmarks/peers.py"
+    said = ran(script, "--rounds", "1", "--batch", "4", "--steps", "4", cwd=tmp_path)
+    found = [line.split()[0] for line in said.splitlines() if "x dira's time" in line]
+    assert found == [name for name in ("simsiam", "mocov2", "barlow") for _ in range(3)]
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the example plugin as a user would, but without touching this environment."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,18 +19,18 @@ def bench() -> None:
     """Measure speed on this machine, against hand-written loops of the same mathematics."""
 
 
+Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Times each is measured.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 @app.command("step")
 @recipe_flags
-def step(
-    asked: list[Layer],
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Times each is measured.")] = 7,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
+def step(asked: list[Layer], rounds: Rounds = 7, as_json: AsJson = False) -> None:
     """Compare a training step with a bare loop, with plain fp32, and with a whole run.
 
     All are alternated in one process; times are medians, ratios medians of the rounds' ratios.
     """
-    from dira_core.bench import step as measure
+    from dira_core.bench.step import step as measure
 
     found = measure(resolve(asked).recipe, rounds)
     if as_json:
@@ -40,3 +40,36 @@ def step(
         typer.echo(f"{name:32}{ms:10.1f} ms")
     for name, value in found.items():
         typer.echo(f"{name:32}{value if isinstance(value, str) else format(value, '10.3f'):>10}")
+
+
+@app.command("losses")
+def losses(rounds: Rounds = 7, as_json: AsJson = False) -> None:
+    """Compare losses and the teacher's update with their published forms, and with float64.
+
+    The arms of each are alternated in one process; times are medians (least to most), ratios
+    medians of the rounds' ratios; memory is the peak above the inputs, in a process of its own.
+    """
+    from dira_core.bench.losses import losses as measure
+
+    found = measure(rounds)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            typer.echo(f"{name:32}{value:10.3f}")
+            continue
+        typer.echo(name)
+        for arm in value["ms"]:
+            typer.echo(f"  {arm:12}{_row(value, arm)}")
+
+
+def _row(found: dict[str, Any], arm: str) -> str:
+    ms, mib, times = found["ms"][arm], found["MiB"][arm], found["times dira"].get(arm)
+    parts = [
+        f"{ms['median']:10.1f} ms ({ms['min']:.1f} to {ms['max']:.1f})",
+        f"error {found['error'][arm]:.1e}",
+        "" if mib is None else f"{mib:.1f} MiB",
+        "" if times is None else f"{times:.2f} times dira",
+    ]
+    return ", ".join(part for part in parts if part)

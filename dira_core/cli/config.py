@@ -29,7 +29,18 @@ def layers(
     disc: Annotated[str | None, _flag("--disc", "Discriminator, or none.", "discriminator")] = None,
     res: Annotated[str | None, _flag("--res", "Restorer, or none.", "restorer")] = None,
     adv: Annotated[str | None, _flag("--adv", "Adversary, or none.", "adversary")] = None,
+    mode: Annotated[
+        str | None,
+        _flag("--mode", "di: no Restorer, no Adversary; dir: no Adversary; dira: all three."),
+    ] = None,
+    no_distort: Annotated[
+        bool, typer.Option("--no-distort", help="Leave views.distort out, whatever the mode.")
+    ] = False,
     backbone: Annotated[str | None, _flag("--backbone", "Encoder.", "backbone")] = None,
+    init: Annotated[
+        str | None,
+        _flag("--init", "Initial weights: imagenet, a run folder, a file of weights, or none."),
+    ] = None,
     data: Annotated[
         str | None, _flag("--data", "Folder, file, or name of a source of images.", "source")
     ] = None,
@@ -53,7 +64,9 @@ def layers(
         "--disc": (("discriminator",), disc),
         "--res": (("restorer",), res),
         "--adv": (("adversary",), adv),
+        "--no-distort": (("views", "distort"), [] if no_distort else None),
         "--backbone": (("backbone",), backbone),
+        "--init": (("init",), init),
         "--size": (("views", "size"), size),
         "--epochs": (("train", "epochs"), epochs),
         "--batch-size": (("train", "batch_size"), batch_size),
@@ -68,6 +81,7 @@ def layers(
         recipe=recipe,
         assignments=assignments or [],
         data=data,
+        mode=mode,
     )
 
 

@@ -52,7 +52,10 @@ def run(
     if dry_run:
         from dira_core.rehearsal import rehearse
 
-        show_rehearsal(rehearse(recipe, new_run_folder(out, name, f"dry-{title(recipe)}")))
+        parts = {stage.name: recipe.at_stage(n) for n, stage in enumerate(recipe.stages)}
+        for part, chosen in (parts or {"": recipe}).items():
+            typer.echo(f"stage {part}" if part else "", nl=bool(part))
+            show_rehearsal(rehearse(chosen, new_run_folder(out, name, f"dry-{title(chosen)}")))
         return
     from dira_core.api import run as train
 

@@ -149,8 +149,8 @@ class CropDataset(Dataset[Crops]):
         self._images = Images(source, views.channels, cache_bytes, loader.max_unreadable)
         self._words = None if source.words is None else torch.as_tensor(source.words).long()
         self._seed = settings.seed
-        self._views = views
-        self._n_views = n_views
+        self._views = [views.of(view) for view in range(n_views)]
+        self._channels = views.channels
 
     def crops(self, request: Request) -> Crops:
         """Read and crop the images of a batch.
@@ -164,7 +164,10 @@ class CropDataset(Dataset[Crops]):
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
         boxes = self._boxes(index, [image.pixels.shape[1:] for image in images], request)
         return Crops(
-            pixels=tuple(self._cut(images, boxes[:, view]) for view in range(self._n_views)),
+            pixels=tuple(
+                cut(images, boxes[:, number], view.size, self._channels)
+                for number, view in enumerate(self._views)
+            ),
             box=boxes.float(),
             index=index,
             label=None if self._words is None else self._words[index],
@@ -190,13 +193,10 @@ class CropDataset(Dataset[Crops]):
         seed = salted(self._seed, request.salt)
         draws = Draws(index, seed=seed, epoch=request.epoch, path="crop")
         boxes = [
-            crop_boxes(shapes, replace(draws, view=view), self._views.scale, self._views.ratio)
-            for view in range(self._n_views)
+            crop_boxes(shapes, replace(draws, view=number), view.scale, view.ratio)
+            for number, view in enumerate(self._views)
         ]
         return torch.stack(boxes, dim=1)
-
-    def _cut(self, images: Sequence[Image], boxes: Tensor) -> Tensor:
-        return cut(images, boxes, self._views.size, self._views.channels)
 
 
 class Loader:

@@ -57,6 +57,12 @@ class GaussianBlurOptions(DistortionOptions):
         return self
 
 
+class SolarizeOptions(DistortionOptions):
+    """Invert bright pixels."""
+
+    threshold: float = Field(0.5, ge=0, le=1, description="pixels from this value on are inverted")
+
+
 class BezierOptions(DistortionOptions):
     """A random monotone curve on the intensities."""
 
@@ -106,6 +112,15 @@ class NoiseInpaintOptions(BlockOptions):
         if self.side[0] < self.side[1]:
             raise ValueError(f"the smaller side comes first, so the larger divisor: {self.side}")
         return self
+
+
+class NoiseOutpaintOptions(BlockOptions):
+    """All but the blocks is filled with noise."""
+
+    margin: float = Field(
+        3 / 64, ge=0, lt=0.5, description="least distance to the border, part of the crop's side"
+    )
+    side: Parts = Field((3 / 7, 4 / 7), description="bounds of a block's side")
 
 
 class PatchSwapOptions(DistortionOptions):
@@ -190,6 +205,9 @@ def dira_distortions() -> Iterable[Component]:
         "gaussian-blur", GaussianBlurOptions, "intensity.GaussianBlur", "blurs, sigma by image"
     )
     yield _component(
+        "solarize", SolarizeOptions, "intensity.Solarize", "inverts bright pixels, as PIL"
+    )
+    yield _component(
         "bezier", BezierOptions, "intensity.Bezier", "a random monotone intensity curve", genesis
     )
     yield _component(
@@ -207,6 +225,13 @@ def dira_distortions() -> Iterable[Component]:
         NoiseInpaintOptions,
         "blocks.NoiseInpaint",
         "fills random blocks with noise",
+        genesis,
+    )
+    yield _component(
+        "noise-outpaint",
+        NoiseOutpaintOptions,
+        "blocks.NoiseOutpaint",
+        "fills all but random blocks with noise",
         genesis,
     )
     yield _component(

@@ -12,6 +12,7 @@ from dira_distortions import (
     BlockOptions,
     InnerCutoutOptions,
     NoiseInpaintOptions,
+    NoiseOutpaintOptions,
     OuterCutoutOptions,
 )
 
@@ -138,3 +139,21 @@ class NoiseInpaint(Distortion):
         one = [1] * (images.dim() - 1)
         size = images.shape[1:] if self.options.fill == "noise" else one
         return torch.where(blocks, draws.uniform("noise", shape=size), images)
+
+
+class NoiseOutpaint(Distortion):
+    """Fill all but random blocks with noise, U(0, 1) for every pixel.
+
+    Source: Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912.
+    """
+
+    def __init__(self, options: NoiseOutpaintOptions) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return (B, C, *S) with noise outside the blocks."""
+        shape = images.shape[2:]
+        low, high = (pixels(part, shape) for part in self.options.side)
+        blocks = random_blocks(draws, shape, low, high, self.options)
+        return torch.where(blocks, images, draws.uniform("noise", shape=images.shape[1:]))

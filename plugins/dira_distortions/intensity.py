@@ -9,7 +9,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from dira_core import Distortion, Draws
-from dira_distortions import BezierOptions, GaussianBlurOptions, IntensityJitterOptions
+from dira_distortions import (
+    BezierOptions,
+    GaussianBlurOptions,
+    IntensityJitterOptions,
+    SolarizeOptions,
+)
 
 CURVE_POINTS = 1000
 """Points of an intensity curve, and of the table made of it."""
@@ -98,6 +103,18 @@ def blur_along(images: Tensor, axis: int, half: Tensor) -> Tensor:
         right = wide.narrow(axis, radius + offset, extent)
         blurred += (left + right).mul_(weights[offset])
     return blurred
+
+
+class Solarize(Distortion):
+    """Turn pixels from a threshold on into one minus their value, as torchvision's solarize."""
+
+    def __init__(self, options: SolarizeOptions) -> None:
+        super().__init__()
+        self.threshold = options.threshold
+
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return (B, C, *S) in [0, 1]."""
+        return images.where(images < self.threshold, 1 - images)
 
 
 class Bezier(Distortion):

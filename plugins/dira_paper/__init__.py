@@ -47,6 +47,39 @@ def distort(*, disjoint: bool) -> list[Mapping[str, Any]]:
     return [{"name": "one-of", "of": of, "weights": [0.30, 0.05, 0.30]}]
 
 
+SIMSIAM = {"discriminator": "simsiam"}  # the optimizers are those of the methods' own code
+BARLOW = {"discriminator": "barlow"}
+MOCO = {"discriminator": "mocov2"}
+
+MOCO_PAPER = {
+    "discriminator": {
+        "name": "mocov2",
+        "head_norm": False,  # both
+        "momentum": 0.999,  # both
+        "queue": 65536,  # MoCo-v2's code, and so DiRA's: 87 % of its 75,312 images
+        "others_only": False,  # both: own older keys and random ones are negatives
+        "key_norm": "batch",  # both; they also shuffle keys between GPUs
+    }
+}
+
+MOCO_RELEASED = {
+    **MOCO_PAPER,
+    "optimizer": {
+        "name": "sgd",  # public code: this line and all below
+        "lr": 0.03,
+        "lr_batch": None,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "decay_1d": True,
+        "schedule": "epoch-cosine",
+        "warmup_epochs": 0.0,
+        "clip": None,
+    },
+}
+
+SIMSIAM_RELEASED = {**SIMSIAM, "optimizer": {"schedule": "epoch-cosine"}}  # SimSiam's code
+
+
 def views(size: int, *, aligned: bool, disjoint: bool) -> Mapping[str, Any]:
     """Return how a view is made.
 
@@ -67,6 +100,14 @@ def views(size: int, *, aligned: bool, disjoint: bool) -> Mapping[str, Any]:
     }
 
 
+def unlike_views() -> list[Mapping[str, Any]]:
+    """Return the two views of Barlow Twins, which differ in blur and solarization (its code)."""
+    jitter, blur = APPEARANCE
+    first = [jitter, {**blur, "p": 1.0}, FLIP]
+    second = [jitter, {**blur, "p": 0.1}, {"name": "solarize", "p": 0.2}, FLIP]
+    return [{"appearance": first}, {"appearance": second}]
+
+
 FIXED = {
     **TRIO,  # the optimizers are those of the discriminator's and the adversary's papers
     "views": views(224, aligned=True, disjoint=True),  # ours: flip and swap mended
@@ -81,21 +122,77 @@ PAPER = {
     "train": {"batch_size": 256},  # paper
 }
 
+BARLOW_PAPER = {
+    **BARLOW,
+    "views": {  # paper: as the original method
+        **views(224, aligned=False, disjoint=True),
+        "each": unlike_views(),
+    },
+}
+
 RELEASED = {
     **TRIO,
     "views": views(224, aligned=False, disjoint=False),  # public code: its overlap test is void
-    "optimizer": {
-        "name": "sgd",  # public code: this line and all below
-        "lr": 0.03,
-        "lr_batch": None,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "schedule": "cosine",
-        "warmup_epochs": 0.0,
-        "clip": None,
-    },
     "critic_optimizer": CRITIC,
-    "train": {"batch_size": 256, "epochs": 1200, "precision": "fp32"},  # public code, first stage
+    "train": {"batch_size": 256, "epochs": 1200, "precision": "fp32"},  # public code
+    "stages": [
+        {"name": "dir", "changes": {"adversary": "none"}},  # public code
+        # public code: takes all weights over, and the rate of batch 256 to batches of 16
+        {"name": "dira", "changes": {"train": {"batch_size": 16, "epochs": 400}}},
+    ],
+}
+
+STEPWISE = {
+    **FIXED,
+    "stages": [  # Stepwise Pretraining: ((D) + R) + A
+        {"name": "di", "changes": {"restorer": "none", "adversary": "none"}},
+        {"name": "dir", "changes": {"adversary": "none"}},
+        {"name": "dira"},
+    ],
+}
+
+CONTEXT_ENCODER = {  # Pathak et al., "Context Encoders", CVPR 2016, arXiv:1604.07379
+    "backbone": "resnet50",  # ours; theirs is an AlexNet
+    "discriminator": "none",
+    "restorer": {"name": "unet", "loss": "mse", "region": "distorted"},  # eq. 1: the masked part
+    "adversary": {"name": "patchgan", "loss": "bce"},  # eq. 2
+    "weights": {"res": 0.999, "adv": 0.001},  # section 3.2
+    "views": {
+        "geometry": [FLIP],
+        "appearance": [],
+        "distort": [  # section 3.3: the central square, half as wide as the image
+            {"name": "inner-cutout", "blocks": 1, "side": [0.5, 0.5], "margin": 0.25, "stop": 0.0}
+        ],
+    },
+    "optimizer": {**CRITIC, "schedule": "constant"},  # its best-known code, as the critic's
+    "critic_optimizer": CRITIC,
+    "train": {"batch_size": 64},
+}
+
+GENESIS = {  # Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912; its code, in 2-D
+    "backbone": "resnet50",  # ours; theirs is a 3-D U-Net
+    "discriminator": "none",
+    "restorer": {"name": "unet", "loss": "mse"},
+    "adversary": "none",
+    "weights": {"res": 1.0},
+    "views": {
+        "geometry": [{**FLIP, "p": 0.4}],
+        "appearance": [],
+        "distort": [
+            {"name": "pixel-shuffle", "p": 0.5},
+            {"name": "bezier", "p": 0.9},
+            {
+                "name": "one-of",
+                "of": [
+                    {"name": "noise-inpaint", "blocks": 5, "stop": 0.05},
+                    {"name": "noise-outpaint", "blocks": 5, "stop": 0.05},
+                ],
+                "weights": [0.9 * 0.2, 0.9 * 0.8],
+            },
+        ],
+    },
+    "optimizer": {"name": "sgd", "lr": 1.0, "lr_batch": None, "momentum": 0.9, "weight_decay": 0.0},
+    "train": {"batch_size": 64},
 }
 
 TINY = {
@@ -104,18 +201,36 @@ TINY = {
     "data": {"name": "phantom", "n": 1024},
     "discriminator": {"name": "simsiam", "dim": 512, "hidden": 128},
     "views": {**views(64, aligned=True, disjoint=True), "scale": [0.4, 1.0]},
-    "optimizer": {"lr": 0.1, "lr_batch": None},  # 128 steps are too few for a scaled rate
+    "optimizer": {"lr_batch": None},  # 128 steps are too few for a scaled rate
     "train": {"batch_size": 32, "epochs": 4},
     "checkpoint": {"every_steps": 50},
     "log": {"every": 4},
     "health": {"every": 16},
 }
 
+METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "mocov2": {"fixed": MOCO, "paper": MOCO_PAPER, "released": MOCO_RELEASED},
+    "barlow": {"fixed": BARLOW, "paper": BARLOW_PAPER, "released": BARLOW},
+    "simsiam": {"fixed": SIMSIAM, "paper": SIMSIAM, "released": SIMSIAM_RELEASED},
+}
+"""What the presets say of the three Discriminators of the paper."""
+
+BASES: Mapping[str, tuple[Mapping[str, Any], str, str]] = {
+    "fixed": (FIXED, "simsiam", "our default: flip aligned, true swaps, rate scaled by batch"),
+    "paper": (PAPER, "simsiam", "the paper's text: log loss, each method's own optimizer"),
+    "released": (RELEASED, "mocov2", "the public code, quirks included, in its two stages"),
+}
+"""What they say of all else, whose Discriminator is taken where none is named, and a summary."""
+
 
 @hookimpl
 def dira_presets() -> Iterable[Preset]:
-    """Offer the four presets."""
-    yield Preset("fixed", FIXED, "the default: flip aligned, true swaps, rate scaled by batch")
-    yield Preset("paper", PAPER, "what the paper's text says: log loss, each method's optimizer")
-    yield Preset("released", RELEASED, "what the public code does, quirks included, in one stage")
+    """Offer what text, public code and we say, for each method, and some kin."""
+    for base, (shared, usual, summary) in BASES.items():
+        yield Preset(base, {**shared, **METHODS[usual][base]}, f"{summary} ({usual})")
+        for method, own in METHODS.items():
+            yield Preset(f"{base}/{method}", {**shared, **own[base]}, f"{summary} ({method})")
+    yield Preset("stepwise", STEPWISE, "di, then dir, then dira, each from the one before")
+    yield Preset("context-encoder", CONTEXT_ENCODER, "fill in the masked centre, with a critic")
+    yield Preset("genesis", GENESIS, "Models Genesis: restore shuffled, bent and painted images")
     yield Preset("tiny", TINY, "built-in data, a minute on a laptop's processor")

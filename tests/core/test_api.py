@@ -68,7 +68,7 @@ def test_a_run_in_half_precision_ends_with_finite_float32_weights(
     tmp_path: Path, precision: str
 ) -> None:
     trio = small_trio()
-    settings = small_settings(train={"precision": precision, "epochs": 1})
+    settings = small_settings(train={"precision": precision, "epochs": 1}, views={"size": 24})
     pretrain(trio, TinySource(24), settings, tmp_path / "run")
     for parameter in trio.backbone.parameters():
         assert parameter.dtype == torch.float32

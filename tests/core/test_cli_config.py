@@ -86,15 +86,18 @@ def printed(*arguments: str) -> dict[str, Any]:
         ("--seed", "7", ("seed",), 7),
         ("--precision", "fp16", ("train", "precision"), "fp16"),
         ("--workers", "2", ("loader", "workers"), 2),
+        ("--mode", "di", ("restorer",), "none"),
+        ("--init", "some/run", ("init",), "some/run"),
+        ("--no-distort", None, ("views", "distort"), []),
         ("--preset", "fixed", ("seed",), 2),
         ("--set", "discriminator.dim=3", ("discriminator", "dim"), 3),
     ],
 )
 def test_each_flag_sets_its_key(
-    flag: str, value: str, key: tuple[str, ...], expected: object
+    flag: str, value: str | None, key: tuple[str, ...], expected: object
 ) -> None:
     more = ["--data", "phantom"] if flag == "--preset" else []
-    node: Any = printed(flag, value, *more)
+    node: Any = printed(flag, *([] if value is None else [value]), *more)
     for part in key:
         node = node[part]
     assert node == expected

@@ -132,8 +132,10 @@ def test_features_of_a_source_are_the_pooled_maps_of_its_whole_images() -> None:
 
 
 def test_half_precision_measures_in_float32() -> None:
-    game = Game(small_trio(), TinySource(24), small_settings(train={"precision": "bf16"}))
+    views = {"size": 24}
+    halved = small_settings(train={"precision": "bf16"}, views=views)
+    game = Game(small_trio(), TinySource(24), halved)
     assert isinstance(game.precision, Precision)
     metrics = game.examine(8).metrics
-    exact = Game(small_trio(), TinySource(24), small_settings()).examine(8).metrics
+    exact = Game(small_trio(), TinySource(24), small_settings(views=views)).examine(8).metrics
     assert metrics["restoration/error"] == pytest.approx(exact["restoration/error"], rel=0.05)

@@ -15,8 +15,19 @@ CPU = torch.device("cpu")
 def test_auto_takes_bf16_only_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     for has, expected in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
-        assert resolve_precision("auto", CPU) == expected
-    assert resolve_precision("fp16", CPU) == "fp16"
+        assert resolve_precision("auto", CPU, 64) == expected
+    assert resolve_precision("fp16", CPU, 64) == "fp16"
+
+
+def test_bf16_on_a_cpu_is_not_taken_for_views_whose_gradients_would_be_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert resolve_precision("auto", CPU, 16) == "fp32"
+    with pytest.raises(RecipeError, match="17 px"):
+        resolve_precision("bf16", CPU, 16)
+    assert resolve_precision("bf16", CPU, 17) == "bf16"
+    assert resolve_precision("bf16", torch.device("cuda"), 16) == "bf16"
 
 
 def test_cuda_without_a_gpu_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

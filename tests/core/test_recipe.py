@@ -272,6 +272,15 @@ def test_choosing_of_a_broken_plugin_is_a_plugin_error() -> None:
 # where layers come from
 
 
+def test_what_is_set_of_a_component_is_about_the_one_a_flag_chooses(tmp_path: Path) -> None:
+    # the preset's discriminator has another name; its options go, those that were asked for stay
+    disc = Layer("--disc", {"discriminator": "alpha"})
+    layers = gather([disc], preset="tiny", assignments=["discriminator.dim=5", "data.n=7"])
+    got = resolve(layers).recipe
+    assert got.discriminator is not None
+    assert (got.discriminator.name, got.discriminator.options.model_dump()["dim"]) == ("alpha", 5)
+
+
 def test_the_order_is_preset_file_assignments_flags(tmp_path: Path) -> None:
     file = tmp_path / "r.toml"
     file.write_text("seed = 3\n[views]\nsize = 30\n[train]\nepochs = 30\nbatch_size = 30\n")
@@ -365,7 +374,7 @@ def test_problems_of_several_wishes_are_listed_together(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         gather(preset="tny", recipe=tmp_path / "no.toml", assignments=["x", ".=1"], data="/no")
     lines = str(caught.value).splitlines()[1:]
-    assert [line.strip().split(" ")[0] for line in lines][1:3] == ["--set", "--set"]
+    assert [line.strip().split(" ")[0] for line in lines][1:4] == ["--data", "--set", "--set"]
     assert "does not exist" in lines[0]
     assert "did you mean 'tiny'" in lines[-1]
     assert len(lines) == 5

@@ -153,13 +153,13 @@ def test_accumulated_gradients_are_those_of_the_big_batch(pieces: int) -> None:
 def test_the_learning_rate_follows_warm_up_and_cosine_through_a_run(tmp_path: Path) -> None:
     rate = {"name": "sgd", "lr": 0.02, "lr_batch": 8, "warmup_epochs": 1}
     critic = {"name": "adam", "lr": 3e-4, "lr_batch": None, "schedule": "constant"}
-    settings = small_settings(optimizer=rate, critic_optimizer=critic)
+    settings = small_settings(optimizer=rate, critic_optimizer=critic, train={"epochs": 4})
     pretrain(small_trio(), TinySource(24), settings, tmp_path / "run")
     lines = list(read_lines(tmp_path / "run/metrics.jsonl"))
     base = 0.02 * 4 / 8
     for line in lines:
         done = line["step"] - 1
-        cosine = 0.5 * (1 + math.cos(math.pi * (done - 6) / 12))
+        cosine = 0.5 * (1 + math.cos(math.pi * (done - 6) / 18))
         wanted = base * ((done + 1) / 6 if done < 6 else cosine)
         assert line["lr/model"] == pytest.approx(wanted)
         assert line["lr/critic"] == pytest.approx(3e-4)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dira_core import Adversary, Discriminator, Encodings, Objective, Restorer, View
+from dira_core import Adversary, Discriminator, Encodings, Objective, Progress, Restorer, View
 from dira_core.errors import RecipeError
 from dira_core.precision import Precision
 from dira_core.recipe import Weights
@@ -108,13 +108,17 @@ def naive_gradients(parts: Trio, weights: Weights) -> tuple[list[Tensor], list[T
     return found, [p.grad.clone() for p in critic.parameters() if p.grad is not None]
 
 
+def first_turn() -> Turn:
+    return Turn(tiny_batch(), Progress(0, 4, 0, 4))
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 def test_shared_scores_and_frozen_critic_are_bitwise_the_naive_step(conditional: bool) -> None:
     weights = Weights(dis=1, res=10, adv=0.5)
     wanted_model, wanted_critic = naive_gradients(trio(conditional), weights)
     parts = trio(conditional)
     model, critic = players(parts, weights)
-    turn = Turn(tiny_batch())
+    turn = first_turn()
     model.losses(turn).total.backward()
     assert all(p.grad is None for p in critic.module.parameters())
     critic.losses(turn).total.backward(inputs=critic.inputs)
@@ -131,9 +135,20 @@ def test_shared_scores_and_frozen_critic_are_bitwise_the_naive_step(conditional:
 def test_the_total_is_the_weighted_sum_of_equation_4() -> None:
     weights = Weights(dis=2, res=3, adv=0.5)
     model, _ = players(trio(), weights)
-    metrics = model.losses(Turn(tiny_batch())).metrics
+    metrics = model.losses(first_turn()).metrics
     by_hand = 2 * metrics["losses/dis"] + 3 * metrics["losses/res"] + 0.5 * metrics["losses/adv"]
     torch.testing.assert_close(metrics["losses/total"], by_hand)
+
+
+def test_a_weight_that_grows_counts_as_much_as_its_epoch_says() -> None:
+    growing, fixed = Weights(adv=0.5, ramps={"adv": (1, 3)}), Weights(adv=0.25)
+    gradients = []
+    for weights in (growing, fixed):
+        model, _ = players(trio(), weights)
+        losses = model.losses(Turn(tiny_batch(), Progress(2, 4, 2, 4)))
+        losses.total.backward()
+        gradients.append([p.grad for p in model.module.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
 
 
 def test_fp16_loss_scaling_leaves_the_adversarial_gradient_unchanged() -> None:
@@ -141,7 +156,7 @@ def test_fp16_loss_scaling_leaves_the_adversarial_gradient_unchanged() -> None:
     gradients = []
     for precision in ("fp32", "fp16"):
         model, _ = players(trio(), weights, precision)
-        model.losses(Turn(tiny_batch())).total.backward()  # no autocast: only the scale differs
+        model.losses(first_turn()).total.backward()  # no autocast: only the scale differs
         gradients.append([p.grad.clone() for p in model.module.parameters() if p.grad is not None])
     for plain, scaled in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, scaled)

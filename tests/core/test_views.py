@@ -92,7 +92,7 @@ def by_image(batches: list[Batch]) -> dict[int, list[Tensor]]:
 
 def made(chosen: Settings, start: int = 0, epoch: int = 1, salt: int = 0) -> list[Batch]:
     loader = Loader(TinySource(24), chosen, n_views=2)
-    views = ViewMaker(chosen, CPU)
+    views = ViewMaker(chosen, CPU, 2)
     try:
         return [views(crops, epoch, salt) for crops in loader.batches(epoch, start, salt)]
     finally:
@@ -116,7 +116,7 @@ def view_of(
 ) -> View:
     crops = crops_of() if crops is None else crops
     empty: dict[str, Any] = {"geometry": [], "appearance": [], "distort": []}
-    return ViewMaker(settings(empty | views), CPU)(crops, epoch, salt).views[0]
+    return ViewMaker(settings(empty | views), CPU, 1)(crops, epoch, salt).views[0]
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_an_image_alone_gives_the_bits_it_gives_in_a_batch(
 ) -> None:
     views = EVERYTHING | {"channels": channels, "size": 64}
     chosen = settings(views, train={"channels_last": channels_last, "batch_size": 8})
-    loader, maker = Loader(TinySource(24), chosen, n_views=2), ViewMaker(chosen, CPU)
+    loader, maker = Loader(TinySource(24), chosen, n_views=2), ViewMaker(chosen, CPU, 2)
     whole = by_image([maker(loader.crops(range(8), 3), 3, 0)])
     alone = by_image([maker(loader.crops([i], 3), 3, 0) for i in range(8)])
     assert same_bits(alone, whole)
@@ -176,7 +176,7 @@ def test_the_salt_and_the_view_number_change_the_operations_and_not_only_the_cro
     jitter: dict[str, Any] = {"geometry": [], "appearance": ["intensity-jitter"], "distort": []}
     crops = crops_of()
     twice = replace(crops, pixels=crops.pixels * 2, box=crops.box.repeat(1, 2, 1, 1))
-    first, second = ViewMaker(settings(jitter), CPU)(twice, 0, 0).views
+    first, second = ViewMaker(settings(jitter), CPU, 2)(twice, 0, 0).views
     assert torch.equal(first.crop, second.crop)
     assert not torch.equal(first.clean, second.clean)
     assert not torch.equal(view_of(jitter).clean, view_of(jitter, salt=1).clean)
@@ -202,7 +202,7 @@ def test_a_box_tells_which_source_pixel_each_crop_pixel_shows() -> None:
     )
     source = Ramp(12)
     loader = Loader(source, chosen, n_views=1)
-    view = ViewMaker(chosen, CPU)(loader.crops(range(12), 0), 0, 0).views[0]
+    view = ViewMaker(chosen, CPU, 1)(loader.crops(range(12), 0), 0, 0).views[0]
     first, last = view.box[:, -1].unbind(-1)
     at = first[:, None] + (torch.arange(8) + 0.5) / 8 * (last - first)[:, None]
     shown = view.crop[:, 0, 4] * 255 + 0.5  # pixel x of the ramp, whose centre is at x + 0.5
@@ -265,7 +265,7 @@ def test_a_label_producing_distortion_labels_the_images_it_turned() -> None:
 def test_volumes_go_through_every_operation(channels_last: bool) -> None:
     crops = crops_of(4, size=16, dims=3)
     chosen = settings(train={"channels_last": channels_last})
-    view = ViewMaker(chosen, CPU)(crops, 0, 0).views[0]
+    view = ViewMaker(chosen, CPU, 1)(crops, 0, 0).views[0]
     assert view.image.shape == (4, 1, 16, 16, 16)
     assert view.box.shape == (4, 3, 2)
     for image in images_of(view)[:3]:
@@ -277,16 +277,16 @@ def test_volumes_go_through_every_operation(channels_last: bool) -> None:
 
 def test_visual_words_of_the_source_become_the_label_of_the_batch() -> None:
     crops = replace(crops_of(), label=torch.arange(8) % 3)
-    batch = ViewMaker(settings(), CPU)(crops, 0, 0)
+    batch = ViewMaker(settings(), CPU, 1)(crops, 0, 0)
     assert batch.label is not None
     assert batch.label.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
-    assert ViewMaker(settings(), CPU)(crops_of(), 0, 0).label is None
+    assert ViewMaker(settings(), CPU, 1)(crops_of(), 0, 0).label is None
 
 
 def test_the_crops_themselves_are_never_written_into() -> None:
     crops = crops_of()
     before = crops.pixels[0].clone(), crops.box.clone()
-    ViewMaker(settings(), CPU)(crops, 0, 0)
+    ViewMaker(settings(), CPU, 1)(crops, 0, 0)
     assert torch.equal(crops.pixels[0], before[0])
     assert torch.equal(crops.box, before[1])
 
@@ -308,3 +308,35 @@ def test_an_unknown_distortion_is_named_with_the_nearest_one() -> None:
 def test_a_distortion_that_cannot_be_built_blames_its_plugin() -> None:
     with pytest.raises(PluginError, match="distortion 'flip' cannot be built"):
         build_distortion(Choice("flip", DistortionOptions()))
+
+
+EACH: list[dict[str, Any]] = [
+    {"appearance": []},
+    {"repeat": 2, "side": 0.5, "scale": [0.05, 0.14], "distort": ["outer-cutout"]},
+]
+
+
+def test_views_can_differ_in_size_crop_and_operations() -> None:
+    changed = settings(EVERYTHING | {"each": EACH, "size": 32})
+    source = TinySource(8, size=128)
+    crops = Loader(source, changed, n_views=4).crops(range(8), 0)
+    views = ViewMaker(changed, CPU, 4)(crops, 0, 0).views
+    assert [view.image.shape[-1] for view in views] == [32, 16, 16, 32]
+    assert torch.equal(views[0].clean, views[0].crop)
+    assert not torch.equal(views[3].clean, views[3].crop)
+    part = [(v.box.diff(dim=-1).abs().prod(1) / 128**2).squeeze(1) for v in views]
+    for small in part[1:3]:
+        assert (small > 0.04).all()
+        assert (small < 0.15).all()
+    assert (part[0] > 0.15).all()
+
+
+def test_a_view_that_nothing_overrides_is_the_view_of_the_plain_recipe() -> None:
+    plain, changed = settings(EVERYTHING), settings(EVERYTHING | {"each": EACH})
+    batches = []
+    for chosen in (plain, changed):
+        crops = Loader(TinySource(8), chosen, n_views=4).crops(range(8), 0)
+        batches.append(ViewMaker(chosen, CPU, 4)(crops, 0, 0))
+    assert torch.equal(batches[0].views[3].image, batches[1].views[3].image)
+    assert torch.equal(batches[0].views[0].crop, batches[1].views[0].crop)
+    assert not torch.equal(batches[0].views[0].clean, batches[1].views[0].clean)

@@ -15,6 +15,7 @@ import pytest
 from parts import forked, outcome, small_run, until_done
 
 from dira_core.files import FAILPOINTS, planned
+from dira_core.runfolder import RunFolder
 
 LONG = {"epochs": 12}
 
@@ -38,7 +39,7 @@ def long(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 def started(folder: Path) -> bool:
-    return (folder / "recipe.toml").exists()
+    return RunFolder(folder).holds_run()
 
 
 @pytest.mark.slow

@@ -38,10 +38,12 @@ NAMES = [
     "flip",
     "intensity-jitter",
     "gaussian-blur",
+    "solarize",
     "bezier",
     "inner-cutout",
     "outer-cutout",
     "noise-inpaint",
+    "noise-outpaint",
     "patch-swap",
     "pixel-shuffle",
     "one-of",
@@ -102,7 +104,7 @@ def test_a_sample_is_distorted_alike_alone_and_in_a_batch(
         assert torch.equal(distortion(images[row], batch.select(row))[0], together[i])
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "flip"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("flip", "solarize")])
 def test_another_view_is_distorted_otherwise(name: str) -> None:
     distortion, images = make(name), noise(*FLAT)
     other = distortion(images, draws(7, view=1))
@@ -130,6 +132,7 @@ OPTIONS = [
     ("intensity-jitter", {"contrast": 0.1}),
     ("gaussian-blur", {"low": 0.008}),
     ("gaussian-blur", {"high": 0.05}),
+    ("solarize", {"threshold": 0.7}),
     ("bezier", {"inverted": 1.0}),
     ("inner-cutout", {"blocks": 1}),
     ("inner-cutout", {"stop": 1.0}),
@@ -146,6 +149,10 @@ OPTIONS = [
     ("noise-inpaint", {"margin": 0.3}),
     ("noise-inpaint", {"side": (4, 2)}),
     ("noise-inpaint", {"fill": "constant"}),
+    ("noise-outpaint", {"blocks": 1}),
+    ("noise-outpaint", {"stop": 1.0}),
+    ("noise-outpaint", {"margin": 0.4}),
+    ("noise-outpaint", {"side": (0.2, 0.3)}),
     ("patch-swap", {"swaps": 3}),
     ("patch-swap", {"side": (0.2, 0.3)}),
     ("patch-swap", {"margin": 0.3}),
@@ -259,6 +266,15 @@ def published_curve(control: np.ndarray, inverted: bool) -> tuple[np.ndarray, np
 
 
 @SHAPES
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_solarize_is_that_of_torchvision(shape: tuple[int, ...], threshold: float) -> None:
+    images = noise(*shape)
+    images[:, :, 0, 0] = threshold
+    expected = tv.solarize(images.view(shape[0], 1, shape[2], -1), threshold).view(shape)
+    assert torch.equal(make("solarize", threshold=threshold)(images, draws(shape[0])), expected)
+
+
+@SHAPES
 def test_bezier_is_the_published_map(shape: tuple[int, ...]) -> None:
     images, batch = noise(*shape), draws(shape[0])
     control = batch.uniform("control", shape=(2, 2)).double().numpy()
@@ -353,6 +369,19 @@ def test_inpainting_fills_one_block_of_a_sixth_to_a_third_by_default() -> None:
     assert stats.chisquare(counts[10:].numpy()).pvalue > ALPHA
     assert not painted[:, :3].any()
     assert not painted[:, -3:].any()
+
+
+@SHAPES
+def test_outpainting_keeps_the_blocks_and_puts_noise_around_them(shape: tuple[int, ...]) -> None:
+    images, batch = noise(*shape), draws(shape[0])
+    low, high = ([max(1, round(part * e)) for e in shape[2:]] for part in (3 / 7, 4 / 7))
+    blocks = plain_blocks(batch, shape, low, high, [round(3 / 64 * e) for e in shape[2:]])
+    painted = make("noise-outpaint", blocks=10)(images, batch)
+    for i, around in enumerate(batch.uniform("noise", shape=shape[1:])):
+        expected = around.clone()
+        for block in blocks[i]:
+            expected[:, *block] = images[i][:, *block]
+        assert torch.equal(painted[i], expected)
 
 
 def exact_cover(extent: int, low: int, high: int, margin: int) -> float:

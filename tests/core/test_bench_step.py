@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +12,10 @@ from kit import SMALL, kit
 from torch import Tensor
 from typer.testing import CliRunner
 
-from dira_core import bench, cli
+from dira_core import cli
 from dira_core.api import Game
-from dira_core.bench import BareLoop, Timing, alternate, null_step, ratio
+from dira_core.bench.bare import BareLoop
+from dira_core.bench.null import null_step
 from dira_core.build import build_source, build_trio
 from dira_core.recipe import Recipe
 from dira_core.trio import Trio
@@ -82,23 +81,6 @@ def test_dira_and_the_hand_written_loops_end_a_step_with_the_same_weights(
     assert sum(not torch.equal(before[key], dira[key]) for key in dira) > len(dira) / 2
     for key, value in dira.items():
         torch.testing.assert_close(value, bare[key], rtol=1e-6, atol=1e-6, msg=key)
-
-
-def test_arms_are_alternated_and_the_first_round_does_not_count(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    clock = itertools.count()
-    monkeypatch.setattr(bench, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    called: list[str] = []
-    timings = alternate({"a": lambda: called.append("a"), "b": lambda: called.append("b")}, 3)
-    assert called == list("abababab")
-    assert timings == {"a": Timing((1, 1, 1)), "b": Timing((1, 1, 1))}
-
-
-def test_ratios_are_medians_over_rounds() -> None:
-    timings = {"slow": Timing((2.0, 9.0, 6.0)), "fast": Timing((1.0, 3.0, 1.0))}
-    assert ratio(timings, "slow", "fast") == 3
-    assert timings["slow"].median == 6
 
 
 @pytest.mark.slow

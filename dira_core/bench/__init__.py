@@ -1,0 +1,1 @@
+"""What the engine and its losses cost, against hand-written code of the same mathematics."""

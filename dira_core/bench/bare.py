@@ -1,0 +1,92 @@
+"""A training step written straight down, without an engine."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from dira_core.optim import build_optimizer
+from dira_core.precision import Precision
+from dira_core.recipe import Recipe
+from dira_core.roles import Encodings
+from dira_core.trio import Trio
+from dira_core.types import Batch
+
+
+class BareLoop:
+    """The same mathematics written straight down, without an engine.
+
+    Args:
+        trio: Freshly built.
+        batch: Trained on in every step.
+        recipe: Weights and optimizers.
+        precision: Of the networks, unless plain.
+        plain: fp32, contiguous, the critic's gradients computed in the generator's step and
+            dropped, the restored images scored twice: what the public code does.
+    """
+
+    def __init__(
+        self, trio: Trio, batch: Batch, recipe: Recipe, precision: Precision, *, plain: bool
+    ) -> None:
+        self._trio, self._weights, self._plain = trio, recipe.weights, plain
+        self._precision = Precision("fp32", precision.device) if plain else precision
+        self._batch = contiguous(batch) if plain else batch
+        roles: list[nn.Module] = [m for m in (trio.discriminator, trio.restorer) if m is not None]
+        modules = nn.ModuleList([trio.backbone, *roles]).to(precision.device).train()
+        if not plain and recipe.train.channels_last:
+            modules = modules.to(memory_format=torch.channels_last)
+        groups = [{"params": list(modules.parameters())}]
+        self._optimizer = build_optimizer(groups, recipe.optimizer, recipe.train.batch_size)
+        if trio.adversary is not None:
+            critic = trio.adversary.to(precision.device).train()
+            if not plain and recipe.train.channels_last:
+                critic = critic.to(memory_format=torch.channels_last)
+            groups = [{"params": list(critic.parameters())}]
+            self._critic_optimizer = build_optimizer(
+                groups, recipe.critic_optimizer, recipe.train.batch_size
+            )
+
+    def step(self) -> None:
+        """Take one step of generator and critic."""
+        trio, weights, batch = self._trio, self._weights, self._batch
+        self._optimizer.zero_grad(set_to_none=True)
+        with self._precision.autocast():
+            encodings = Encodings(trio.backbone, batch)
+            loss = torch.zeros(())
+            if trio.discriminator is not None:
+                loss = loss + weights.dis * trio.discriminator(encodings).loss
+            restored = None
+            if trio.restorer is not None:
+                restored = trio.restorer(encodings[0].pyramid)
+                loss = loss + weights.res * trio.restorer.distance(restored, batch.views[0])
+        if trio.adversary is None or restored is None:
+            torch.autograd.backward(loss)
+            self._optimizer.step()
+            return
+        adversary = trio.adversary
+        judged = restored if self._plain else restored.detach().requires_grad_()
+        with self._precision.autocast():
+            fake = adversary(judged)
+            generator = weights.adv * adversary.generator_loss(fake)
+        if self._plain:
+            torch.autograd.backward(loss + generator)
+        else:
+            (pull,) = torch.autograd.grad(generator, judged, retain_graph=True)
+            torch.autograd.backward(loss + (restored * pull).sum())
+        self._critic_optimizer.zero_grad(set_to_none=True)
+        with self._precision.autocast():
+            if self._plain:
+                fake = adversary(restored.detach())
+            critic = adversary.critic_loss(adversary(batch.views[0].crop), fake)
+        torch.autograd.backward(critic, inputs=list(adversary.parameters()))
+        self._optimizer.step()
+        self._critic_optimizer.step()
+
+
+def contiguous(batch: Batch) -> Batch:
+    """Return the same batch with its images in row-major order."""
+    views = []
+    for view in batch.views:
+        parts = {k: getattr(view, k).contiguous() for k in ("crop", "clean", "image")}
+        views.append(type(view)(**parts, box=view.box, label=view.label))
+    return Batch(tuple(views), batch.index, batch.label)

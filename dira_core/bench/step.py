@@ -1,0 +1,69 @@
+"""What a training step costs, against a bare loop, plain fp32, and a whole run."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dira_core.api import Game
+from dira_core.bench.bare import BareLoop
+from dira_core.bench.null import null_step
+from dira_core.bench.timing import Cores, alternate, ratio
+from dira_core.bench.whole import WholeRun
+from dira_core.build import build_source, build_trio
+from dira_core.data.loader import Crops
+from dira_core.recipe import Recipe
+from dira_core.trainer import Trainer
+
+
+def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
+    """Compare one training step: dira's, a bare loop's, the plain fp32 one's, and a whole run's.
+
+    Returns:
+        Medians in ms, ratios, and how busy other processes kept the machine.
+    """
+    null = statistics.median(null_step() for _ in range(5))  # before caches are full of images
+    game = Game(build_trio(recipe), build_source(recipe), recipe)
+    crops = next(game.loader.batches(0, 0, 0))
+    batch = game.views(crops, 0, 0)
+    engine = copy.copy(game.trainer)
+    engine.views = lambda crops, epoch, salt: batch
+    bare = BareLoop(build_trio(recipe), batch, recipe, game.precision, plain=False)
+    plain = BareLoop(build_trio(recipe), batch, recipe, game.precision, plain=True)
+    cores = Cores()
+    with tempfile.TemporaryDirectory() as folder, WholeRun(recipe, Path(folder)) as whole:
+        timings = alternate(
+            {
+                "dira step": lambda: advance(engine, crops),
+                "bare loop": bare.step,
+                "plain fp32 step": plain.step,
+                "dira run": whole.step,
+                "views": lambda: game.views(crops, 0, 0),
+            },
+            rounds,
+        )
+    used = cores.used()
+    return {
+        "ms": {name: 1000 * timing.median for name, timing in timings.items()},
+        "bare loop / dira step": ratio(timings, "bare loop", "dira step"),
+        "bare loop / dira run": ratio(timings, "bare loop", "dira run"),
+        "plain fp32 step / dira step": ratio(timings, "plain fp32 step", "dira step"),
+        "views / dira step": ratio(timings, "views", "dira step"),
+        "null step us": null,
+        "images/s": recipe.train.batch_size / timings["dira step"].median,
+        "precision": game.precision.name,
+        "threads": torch.get_num_threads(),
+        "cores used": used,
+        "rounds": rounds,
+    }
+
+
+def advance(trainer: Trainer, crops: Crops) -> None:
+    """Take one step of a trainer; what is done now and then is done in its share."""
+    trainer.train_step([crops])
+    trainer.step = (trainer.step + 1) % max(1, trainer.total_steps - 1)

@@ -1,0 +1,140 @@
+"""Weights of other programs as weights of dira."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dira_core.components import Kind
+from dira_core.errors import CheckpointError, DiraError, RecipeError
+from dira_core.export import build, write_parts
+from dira_core.files import writing
+from dira_core.plugins import installed
+from dira_core.roles import Backbone, Restorer
+from dira_core.transplant import Report, families, load_into, stem_of
+from dira_core.weightfiles import Header, Parts, read_weights
+
+GREY, CROP = 1, 224
+"""Channels and size where neither the user nor the file says them: those of the default recipe."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was taken over.
+
+    Attributes:
+        weights: The folder written.
+        header: What its files say.
+        reports: By part: "backbone", "restorer".
+        left_out: Names that belong to neither.
+    """
+
+    weights: Path
+    header: Header
+    reports: Mapping[str, Report]
+    left_out: tuple[str, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was matched, adapted and left out."""
+        for part, report in self.reports.items():
+            chosen = self.header.backbone if part == "backbone" else self.header.restorer
+            assert chosen is not None
+            yield f"{part:<10} {report.summary(chosen['name'])}"
+            for name, how in report.adapted.items():
+                yield f"adapted    {name}: {how}; a grey image gives the same maps as before"
+            if report.unexpected:
+                yield f"unexpected {families(report.unexpected)}"
+        if self.left_out:
+            yield f"left out   {families(self.left_out)}"
+
+
+def import_weights(
+    path: Path,
+    out: Path,
+    network: str | None = None,
+    channels: int | None = None,
+    size: int | None = None,
+) -> Imported:
+    """Read weights of any origin and write them as `dira_core.load` reads them.
+
+    Args:
+        path: A file, or a folder of dira's own weights.
+        out: Folder to write; `weights` is made in it.
+        network: Name of the backbone; None takes what the file says, or what its blocks say.
+        channels: Of the images it is to read; None takes what the file says, or 1.
+        size: Side of a crop in px, noted for whoever prepares images; None as for `channels`.
+
+    Raises:
+        CheckpointError: There are no weights that can be trusted, or the encoder is not whole.
+        RecipeError: It is not known which network it is, or there are weights in `out` already.
+    """
+    weights = out / "weights"
+    if weights.exists():
+        raise RecipeError(f"{weights} is there already: use another --out")
+    parts = read_weights(path)
+    said = parts.header or Header(channels=GREY, size=CROP)
+    chosen = _backbone(parts, network, path)
+    backbone: Backbone = build("backbone", chosen, channels or said.channels, said.dims)
+    report = load_into(parts.backbone, backbone, stem_of(backbone))
+    if not report.complete:
+        raise CheckpointError(
+            f"{path} does not hold backbone {chosen['name']!r} ({report.differences()}): name "
+            "another with --backbone; nothing is ever filled up at random"
+        )
+    found = _restorer(parts, said, backbone)
+    header = Header(
+        channels=backbone.in_channels,
+        size=size or said.size,
+        dims=said.dims,
+        window=said.window,
+        backbone=chosen,
+        restorer=found.chosen if found else None,
+        origin=path.name,
+    )
+    with writing(out, 0):
+        write_parts(weights, backbone, found.restorer if found else None, header)
+    reports = {"backbone": report} | ({"restorer": found.report} if found else {})
+    unfit = () if found else tuple(f"decoder.{name}" for name in parts.restorer)
+    return Imported(weights, header, reports, parts.left_out + unfit)
+
+
+@dataclass(frozen=True)
+class _Found:
+    chosen: dict[str, Any]
+    restorer: Restorer
+    report: Report
+
+
+def _backbone(parts: Parts, network: str | None, path: Path) -> dict[str, Any]:
+    said = parts.header.backbone if parts.header is not None else None
+    if said is not None and network in (None, said.get("name")):
+        return said
+    name = network or parts.network
+    if name is None:
+        raise RecipeError(f"{path} does not say which network it holds: name it with --backbone")
+    return _default("backbone", name)
+
+
+def _restorer(parts: Parts, said: Header, backbone: Backbone) -> _Found | None:
+    """Return the restorer the file names, or the first one installed that it fits exactly."""
+    if not parts.restorer:
+        return None
+    names = [c.name for c in installed().components("restorer") if said.dims in c.dims]
+    for chosen in [said.restorer, *(_default("restorer", name) for name in names)]:
+        try:
+            restorer: Restorer = build("restorer", chosen or {}, backbone)
+        except DiraError:
+            continue  # one that does not work on this backbone, or not at all
+        report = load_into(parts.restorer, restorer)
+        if report.exact:
+            return _Found(chosen or {}, restorer, report)
+    return None
+
+
+def _default(kind: Kind, name: str) -> dict[str, Any]:
+    """Return a component with its default options, those that have one."""
+    options = installed().find(kind, name).options
+    defaults = options.model_construct().model_dump(mode="json")
+    return {"name": name, **defaults}

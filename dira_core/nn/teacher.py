@@ -1,0 +1,75 @@
+"""A slow copy of what is trained: the momentum encoder of MoCo, BYOL and their kin."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Teacher(nn.Module):
+    """Frozen copies of modules that follow them as an exponential moving average.
+
+    Source: He et al., "Momentum Contrast", CVPR 2020, arXiv:1911.05722, eq. 2.
+
+    Call the copies under `torch.no_grad()`. In training their batch norms use the batch at hand and
+    keep statistics of their own, unless `average_norm`: then they use running statistics, which
+    are averaged like the weights (Cai et al., "Exponential Moving Average Normalization", CVPR
+    2021, arXiv:2101.08482). No key can then be told by the statistics of its batch, which is what
+    shuffling keys between processes (ShuffleBN) is for, at no price and in any number of processes.
+    Where nobody has measured statistics yet, the first batch in training is used and measured: an
+    average that starts at mean 0 and variance 1 gives all images one key for hundreds of steps.
+
+    Args:
+        students: What is copied, as it is now; not registered as submodules.
+        average_norm: Whether batch norms use averaged statistics.
+    """
+
+    def __init__(self, students: Sequence[nn.Module], *, average_norm: bool = False) -> None:
+        super().__init__()
+        self._students = tuple(students)
+        self._average_norm = average_norm
+        self._measured = False
+        self.copies = nn.ModuleList(copy.deepcopy(student) for student in students)
+        self.requires_grad_(False)
+        if average_norm:
+            for norm in norms(self.copies):
+                norm.momentum = None  # a first batch is not averaged with mean 0 and variance 1
+        self.train()
+
+    def __getitem__(self, number: int) -> nn.Module:
+        """Return the copy of student `number`."""
+        chosen = self.copies[number]
+        if self._average_norm and self.training and not self._measured:
+            chosen.train(not all(norm.num_batches_tracked for norm in norms(chosen)))
+        return chosen
+
+    def train(self, mode: bool = True) -> Teacher:
+        """Switch to training; with `average_norm` the copies stay in evaluation mode."""
+        super().train(mode)
+        if self._average_norm:
+            self.copies.eval()
+        return self
+
+    @torch.no_grad()
+    def update(self, momentum: float) -> None:
+        """Move the copies: teacher = momentum * teacher + (1 - momentum) * student."""
+        own, theirs = self._tensors(self.copies), self._tensors(self._students)
+        torch._foreach_lerp_(own, theirs, 1 - momentum)
+        if self._average_norm:
+            self._measured = True  # spares the device a question at every step
+            self.copies.eval()
+
+    def _tensors(self, modules: Sequence[nn.Module] | nn.ModuleList) -> list[Tensor]:
+        found: list[Tensor] = [p for module in modules for p in module.parameters()]
+        if self._average_norm:
+            found += [b for module in modules for b in module.buffers() if b.is_floating_point()]
+        return found
+
+
+def norms(module: nn.Module) -> list[_BatchNorm]:
+    """Return the batch norms of a module."""
+    return [part for part in module.modules() if isinstance(part, _BatchNorm)]

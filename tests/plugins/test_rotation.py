@@ -1,0 +1,175 @@
+"""Rotation prediction: the label says what was done, and the loss is the paper's equation 2."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from parts import small_settings
+from torch import Tensor
+
+from dira_core import Batch, Discriminator, Distortion, Draws, Encodings, RecipeError, Trio, View
+from dira_core.api import pretrain
+from dira_core.layering import Layer
+from dira_core.plugins import make
+from dira_core.recipe import Views, resolve
+from dira_core.runfolder import read_lines
+from dira_core.testing import TinyBackbone, TinySource, check, choice
+
+
+def build(backbone: TinyBackbone) -> Discriminator:
+    module: Discriminator = make("discriminator", choice("discriminator", "rotation"), backbone)
+    return module
+
+
+def rotate90() -> Distortion:
+    module: Distortion = make("distortion", choice("distortion", "rotate90"))
+    return module
+
+
+def draws(n: int) -> Draws:
+    return Draws(torch.arange(n), seed=3, path="op")
+
+
+def batch(size: int, label: Tensor | None) -> Batch:
+    image = torch.rand(size, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    view = View(image, image, image, torch.zeros(size, 2, 2), label)
+    return Batch((view,), torch.arange(size))
+
+
+@pytest.fixture
+def backbone() -> TinyBackbone:
+    torch.manual_seed(0)
+    return TinyBackbone()
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_loss_and_gradients_are_the_mean_log_probability_of_the_turns(
+    backbone: TinyBackbone, size: int
+) -> None:
+    module, label = build(backbone), torch.tensor([3, 0, 1, 2, 1])[:size]
+    given = batch(size, label)
+    parameters = [*backbone.parameters(), *module.parameters()]
+    objective = module(Encodings(backbone, given))
+    gradients = torch.autograd.grad(objective.loss, parameters)
+
+    head = module.get_submodule("head")
+    scores = head(backbone(given.views[0].image)[-1].mean((2, 3)))
+    expected, right = torch.zeros(()), 0
+    for row, turns in zip(scores, label.tolist(), strict=True):
+        total = sum(math.e**score for score in row)
+        expected = expected - torch.log(math.e ** row[turns] / total) / size
+        right += row.tolist().index(max(row.tolist())) == turns
+    torch.testing.assert_close(objective.loss, expected, atol=1e-5, rtol=1e-5)
+    reference = torch.autograd.grad(expected, parameters)
+    torch.testing.assert_close(gradients, reference, atol=1e-5, rtol=1e-4)
+    assert objective.metrics["accuracy"].item() == pytest.approx(right / size)
+
+
+def test_turning_back_by_the_label_gives_the_image_back() -> None:
+    images = torch.rand(40, 2, 9, 9)
+    distortion = rotate90()
+    rotated, label = distortion(images, draws(40)), distortion.label(draws(40))
+    assert label is not None
+    assert set(label.tolist()) == {0, 1, 2, 3}
+    for before, after, turns in zip(images, rotated, label.tolist(), strict=True):
+        back = after
+        for _ in range(turns):  # a quarter turn clockwise: (i, j) <- (side - 1 - j, i)
+            back = back.flip(1).transpose(1, 2)
+        assert torch.equal(back, before)
+
+
+def test_each_number_of_turns_is_as_likely() -> None:
+    label = rotate90().label(draws(4000))
+    assert label is not None
+    counts = torch.bincount(label, minlength=4).double()
+    assert ((counts - 1000).square() / 1000).sum() < 21.1  # chi square, 3 degrees, 1 in 10,000
+
+
+def test_a_box_says_where_half_turns_lie_and_nothing_of_quarter_turns() -> None:
+    n, distortion = 24, rotate90()
+    box = torch.tensor([[3.0, 11.0], [2.0, 18.0]]).expand(n, -1, -1)
+    label, turned = distortion.label(draws(n)), distortion.box(box, draws(n))
+    assert label is not None
+    # pixels that hold their own place in the source: row 3 + 8 (i + 0.5) / 8, and so on
+    place = torch.stack(
+        torch.meshgrid(torch.arange(8) + 3.5, torch.arange(8) * 2 + 3.0, indexing="ij")
+    )
+    rotated = distortion(place.expand(n, -1, -1, -1), draws(n))
+    for turns, edges, pixels in zip(label.tolist(), turned, rotated, strict=True):
+        if turns % 2:
+            assert edges.isnan().all()
+            continue
+        for axis, (first, last) in enumerate(edges.tolist()):
+            for i in range(8):
+                expected = first + (i + 0.5) / 8 * (last - first)
+                along = pixels[axis].select(axis, i)
+                torch.testing.assert_close(along, torch.full((8,), expected))
+
+
+def test_only_square_images_are_rotated() -> None:
+    with pytest.raises(RecipeError, match=r"square images: got \(8, 12\)"):
+        rotate90()(torch.rand(2, 1, 8, 12), draws(2))
+
+
+@pytest.mark.parametrize(
+    ("label", "got"), [(None, "got none"), (torch.tensor([1, 57, 0]), "got label 57")]
+)
+def test_views_without_the_right_labels_are_refused_with_the_way_out(
+    backbone: TinyBackbone, label: Tensor | None, got: str
+) -> None:
+    with pytest.raises(RecipeError, match=f"{got}, make rotate90 the last"):
+        build(backbone)(Encodings(backbone, batch(3, label)))
+
+
+def test_by_default_views_are_rotated_with_their_target_and_the_optimizer_is_theirs() -> None:
+    layers = [
+        Layer("test", {"data": "phantom", "backbone": "resnet18", "discriminator": "rotation"})
+    ]
+    recipe = resolve(layers).recipe
+    views = recipe.views.of(0)
+    assert [operation.name for operation in views.geometry] == ["rotate90"]
+    assert views.distort == Views().distort
+    optimizer = recipe.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.lr_batch) == ("sgd", 0.2, 512)
+    assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 1e-4)
+    assert (optimizer.schedule, optimizer.warmup_epochs) == ("cosine", 5)
+
+
+def test_it_learns_to_tell_rotations_of_images_that_have_an_up(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = TinyBackbone()
+    settings = small_settings(
+        views={"each": [{"geometry": [{"name": "rotate90"}]}], "distort": [], "scale": (1, 1)},
+        train={"epochs": 8, "batch_size": 8},
+        optimizer={"lr": 0.1, "lr_batch": None},
+    )
+    pretrain(Trio(backbone, build(backbone)), Upright(24), settings, tmp_path / "run")
+    lines = list(read_lines(tmp_path / "run/metrics.jsonl"))
+    assert sum(line["dis/accuracy"] for line in lines[-6:]) / 6 > 0.7
+
+
+class Upright(TinySource):
+    """Bright above and dark below."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._pixels[:, :, 12:] //= 4
+
+
+@pytest.mark.parametrize(("kind"), ["discriminator", "distortion"])
+def test_the_contract_is_kept(kind: str) -> None:
+    name = {"discriminator": "rotation", "distortion": "rotate90"}[kind]
+    assert [wrong for _, wrong in check(kind, name)] == [None, None]  # type: ignore[arg-type]
+
+
+def test_offering_the_components_does_not_import_torch() -> None:
+    code = (
+        "import sys, dira_rotation as d; list(d.dira_discriminators()), list(d.dira_distortions());"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,30 @@
+"""Random tensors that are the same in every run."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return normal numbers."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def units(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return rows of length 1."""
+    return F.normalize(randn(*shape, seed=seed, dtype=dtype), dim=-1)
+
+
+class Largest(TorchDispatchMode):
+    """Remember the most numbers that any tensor made inside held."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **kwargs or {})
+        if isinstance(result, Tensor):
+            self.numbers = max(self.numbers, result.numel())
+        return result

@@ -1,0 +1,71 @@
+"""Every Discriminator trains in every trio, by the same road."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import pytest
+import torch
+
+from dira_core import gather, resolve
+from dira_core.api import Game
+from dira_core.build import build_source, build_trio
+from dira_core.errors import RecipeError
+from dira_core.evaluate import SourceFeatures
+from dira_core.layering import Layer
+from dira_core.plugins import installed
+from dira_core.trio import ModelPlayer
+
+DISCRIMINATORS = installed().names("discriminator")
+
+
+def small(name: str, restorer: str, adversary: str) -> list[Layer]:
+    """Return a recipe of two steps whose wide layers and long queues are cut to 16."""
+    options = installed().find("discriminator", name).options.model_fields
+    narrow = {k: 16 for k, f in options.items() if isinstance(f.default, int) and f.default > 100}
+    values: dict[str, Any] = {
+        "data": {"name": "phantom", "n": 16},
+        "backbone": "resnet18",
+        "discriminator": {"name": name, **narrow},
+        "restorer": {"name": "unet", "widths": [8, 8, 8, 8, 8]} if restorer == "unet" else "none",
+        "adversary": {"name": "patchgan", "widths": [4, 4, 4, 4]}
+        if adversary != "none"
+        else "none",
+        "views": {"size": 48},
+        "train": {"batch_size": 8, "epochs": 1, "precision": "bf16"},
+    }
+    return [*gather(preset="fixed", data="phantom"), Layer("test", values)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("restorer", "adversary"), [("none", "none"), ("unet", "none"), ("unet", "patchgan")]
+)
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_two_steps_are_finite_and_reach_the_backbone(
+    name: str, restorer: str, adversary: str
+) -> None:
+    recipe = resolve(small(name, restorer, adversary)).recipe
+    game = Game(build_trio(recipe), build_source(recipe), recipe)
+    trainer = game.trainer
+    features = SourceFeatures(game.trio.backbone, game.source, recipe, game.precision.device)
+    before = {k: p.detach().clone() for k, p in game.trio.backbone.named_parameters()}
+    player = trainer.players[0]
+    assert isinstance(player, ModelPlayer)
+    with closing(game.loader):
+        player.epoch_started(trainer.progress, features)
+        for pieces in trainer.steps():
+            trainer.train_step(pieces)
+            trainer.step += 1
+    assert trainer.step == 2
+    for key, parameter in game.trio.backbone.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.isfinite().all()
+        assert not torch.equal(parameter, before[key]), key
+
+
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_a_critic_without_a_restorer_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match="an adversary judges restored images"):
+        resolve(small(name, "none", "patchgan"))
