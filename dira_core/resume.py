@@ -65,7 +65,7 @@ def inherit(trainer: Trainer, tensors: Tensors, roles: Collection[str]) -> None:
     Args:
         trainer: About to start; its optimizers stay as they are.
         tensors: From `capture`.
-        roles: "backbone", "discriminator", "restorer", "adversary".
+        roles: What `Stage.inherit` says; backbone and decoder come by `init`.
 
     Raises:
         CheckpointError: The weights of a role are those of another component.

@@ -85,6 +85,14 @@ def random_blocks(
     return cover(first, side * placed[..., None], shape)
 
 
+def blocks_by_part(
+    draws: Draws, shape: Sequence[int], side: tuple[float, float], options: BlockOptions
+) -> Tensor:
+    """Return what random blocks cover whose sides lie between two parts of the crop's side."""
+    low, high = (pixels(part, shape) for part in side)
+    return random_blocks(draws, shape, low, high, options)
+
+
 class InnerCutout(Distortion):
     """Fill random blocks: at 224 px 18 % of the image by the defaults.
 
@@ -97,9 +105,7 @@ class InnerCutout(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with `fill` in the blocks."""
-        shape = images.shape[2:]
-        low, high = (pixels(part, shape) for part in self.options.side)
-        blocks = random_blocks(draws, shape, low, high, self.options)
+        blocks = blocks_by_part(draws, images.shape[2:], self.options.side, self.options)
         return images.masked_fill(blocks, self.options.fill)
 
 
@@ -115,9 +121,7 @@ class OuterCutout(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with `fill` outside the blocks."""
-        shape = images.shape[2:]
-        low, high = (pixels(part, shape) for part in self.options.side)
-        blocks = random_blocks(draws, shape, low, high, self.options)
+        blocks = blocks_by_part(draws, images.shape[2:], self.options.side, self.options)
         return images.masked_fill(~blocks, self.options.fill)
 
 
@@ -153,7 +157,5 @@ class NoiseOutpaint(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise outside the blocks."""
-        shape = images.shape[2:]
-        low, high = (pixels(part, shape) for part in self.options.side)
-        blocks = random_blocks(draws, shape, low, high, self.options)
+        blocks = blocks_by_part(draws, images.shape[2:], self.options.side, self.options)
         return torch.where(blocks, images, draws.uniform("noise", shape=images.shape[1:]))
