@@ -16,7 +16,6 @@ import copy
 import multiprocessing
 import resource
 import statistics
-import time
 from collections.abc import Callable
 
 import torch
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from dira_core import Batch, gather, resolve
 from dira_core.api import Game
+from dira_core.bench.timing import alternate
 from dira_core.build import build_source, build_trio
 
 KEYS, DIM, TEMPERATURE, MOMENTUM = 65_536, 128, 0.2, 0.999
@@ -149,16 +149,11 @@ def main() -> None:
         memory[which] = answer.get()
         process.join()
     steps = arms(assignments, "both")
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(given.rounds + 1):  # the first round warms up
-        for name, step in steps.items():
-            started = time.perf_counter()
-            step()
-            seconds[name].append(time.perf_counter() - started)
-    taken = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-    ratios = [a / b for a, b in zip(seconds["public"][1:], seconds["dira"][1:], strict=True)]
+    timings = alternate(steps, given.rounds)
+    pairs = zip(timings["public"].seconds, timings["dira"].seconds, strict=True)
+    ratios = [public / dira for public, dira in pairs]
     for name in steps:
-        print(f"{name:8}{1000 * taken[name]:8.0f} ms  {memory[name]:6.0f} MiB")
+        print(f"{name:8}{1000 * timings[name].median:8.0f} ms  {memory[name]:6.0f} MiB")
     spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
     print(f"public / dira: {statistics.median(ratios):.2f} x time {spread}")
     print(f"dira / public: {memory['dira'] / memory['public']:.2f} x memory")

@@ -164,7 +164,7 @@ CONTEXT_ENCODER = {  # Pathak et al., "Context Encoders", CVPR 2016, arXiv:1604.
             {"name": "inner-cutout", "blocks": 1, "side": [0.5, 0.5], "margin": 0.25, "stop": 0.0}
         ],
     },
-    "optimizer": {**CRITIC, "schedule": "constant"},  # its best-known code, as the critic's
+    "optimizer": CRITIC,  # its best-known code, as the critic's
     "critic_optimizer": CRITIC,
     "train": {"batch_size": 64},
 }
