@@ -63,6 +63,12 @@ class ResourceError(DiraError):
     exit_code = 6
 
 
+class PeerError(DiraError):
+    """Another process of the run died, or does not answer."""
+
+    exit_code = 7
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ", did you mean 'x'?" for the nearest known names, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)
