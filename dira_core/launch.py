@@ -1,4 +1,4 @@
-"""`dira run --nproc N`: torch's elastic launcher in this process, and the notes its workers leave."""
+"""`dira run --nproc N`: torch's elastic launcher in this process, and its workers' last notes."""
 
 from __future__ import annotations
 

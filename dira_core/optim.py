@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dira_core.lars import LARS
+from dira_core.optimizer_options import Optimizer as OptimizerOptions
 from dira_core.parallel import entire
-from dira_core.recipe import Optimizer as OptimizerOptions
 from dira_core.types import Progress
 
 

@@ -21,7 +21,6 @@ from dira_core.donor import Donor
 from dira_core.errors import RecipeError
 from dira_core.parallel import Strategy, Wrapped
 from dira_core.precision import Precision
-from dira_core.recipe import Weights
 from dira_core.roles import (
     Adversary,
     Backbone,
@@ -31,6 +30,7 @@ from dira_core.roles import (
     Restorer,
     trainable,
 )
+from dira_core.settings import Weights
 from dira_core.types import Batch, Objective, Progress
 
 

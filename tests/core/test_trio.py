@@ -12,7 +12,7 @@ from dira_core import Adversary, Discriminator, Encodings, Objective, Progress, 
 from dira_core.errors import RecipeError
 from dira_core.parallel import Alone, wrapped
 from dira_core.precision import Precision
-from dira_core.recipe import Weights
+from dira_core.settings import Weights
 from dira_core.testing import TinyBackbone, tiny_batch
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio, Turn
 
