@@ -191,7 +191,7 @@ def pretrain(
                     build_trackers(settings, folder) if rank() == 0 else [],
                     display,
                     stop,
-                    SourceFeatures(game.backbone, source, settings, game.precision.device),
+                    game.features(),
                 ) as session,
             ):
                 summary = play(game, session, home, resume)
@@ -292,6 +292,11 @@ class Game:
     def backbone(self) -> Backbone:
         """Return the backbone of the whole model."""
         return self.whole().backbone
+
+    def features(self) -> SourceFeatures:
+        """Return what encodes the whole source, for Discriminators that cluster."""
+        device = self.precision.device
+        return SourceFeatures(self.backbone, self.source, self.settings, device)
 
     def examine(self, rows: int = 64) -> Sample:
         """Restore and embed held-out views in evaluation mode."""

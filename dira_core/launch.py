@@ -22,9 +22,6 @@ from dira_core.signals import WATCHED
 NOTES = "DIRA_NOTES"
 """Environment variable: the folder in which a worker notes how it ended, for the launcher."""
 
-JOB = "TORCHELASTIC_RUN_ID"
-"""Environment variable that torch's launchers set: the same for all workers of a job."""
-
 GRACE_S = 120
 """Seconds workers have to save and leave after a signal."""
 

@@ -27,6 +27,9 @@ logger = logging.getLogger("dira")
 Status = Literal["running", "preempted", "failed", "diverged", "done"]
 Value = float | int | str | bool | None
 
+JOB = "TORCHELASTIC_RUN_ID"
+"""Environment variable that torch's launcher sets: the same for all processes of a job."""
+
 LOCK = "run.lock"
 RECIPE = "recipe.toml"
 STATUS = "status.json"
@@ -112,6 +115,8 @@ class RunFolder:
             numbers: Anything else worth knowing, for example the step.
         """
         content: dict[str, Value] = {"status": status, "reason": reason, **_finite(numbers)}
+        if job := this_job():
+            content["job"] = job
         if status != "done":
             content["resume"] = f"dira run --resume {shlex.quote(str(self.path))}"
         try:
@@ -278,6 +283,19 @@ def new_run_folder(root: Path, name: str | None, recipe_name: str) -> Path:
             except FileExistsError:
                 continue  # another run was faster
             return path
+
+
+def run_of_job(root: Path) -> Path | None:
+    """Return the run folder in `root` that this job began before, or None."""
+    job = this_job()
+    found = root.glob(f"*/{STATUS}") if job and root.is_dir() else []
+    return next((path.parent for path in found if _read_object(path).get("job") == job), None)
+
+
+def this_job() -> str | None:
+    """Return what torch's launcher calls the job of this process, if it has a name of its own."""
+    job = os.environ.get(JOB)
+    return None if job == "none" else job
 
 
 def _finite(numbers: Mapping[str, Value]) -> dict[str, Value]:
