@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from dira_core.checkpoint import flatten_optimizer, unflatten_optimizer
 from dira_core.lars import LARS
 from dira_core.optim import (
     base_lr,
@@ -22,6 +21,7 @@ from dira_core.optim import (
     set_lr,
     tabled_lr,
 )
+from dira_core.optimizer_state import flatten_optimizer, unflatten_optimizer
 from dira_core.recipe import Optimizer
 from dira_core.types import Progress
 

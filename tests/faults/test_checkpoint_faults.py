@@ -11,18 +11,17 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError
 from torch import Tensor
 
+from dira_core import checkpoint_draft, files
 from dira_core import checkpoint_manifest as manifest
-from dira_core import files, tensorfiles
 from dira_core.checkpoint import Checkpoints
 from dira_core.errors import CheckpointError, DiraError, ResourceError
 from dira_core.files import FAILPOINTS, FailpointError, Failpoints, write_atomic
@@ -395,17 +394,18 @@ def test_no_flipped_bit_of_a_file_goes_unseen(tmp_path: Path, name: str) -> None
     checkpoints.load(path)
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_at_any_byte_of_the_tensors_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     save(tmp_path, 1)
     for k in range(0, 1500, 97):
 
-        def torn(tensors: object, path: Path, metadata: object, written: bytes = b"x" * k) -> None:
-            path.write_bytes(written)
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        def torn(path: Path, content: Iterator[memoryview], k: int = k) -> None:
+            path.write_bytes(b"".join(content)[:k])
+            raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(tensorfiles, "save_file", torn)
+        monkeypatch.setattr(checkpoint_draft, "stream", torn)
         with pytest.raises(ResourceError, match=r"no space left in .*: need 2\.4 KiB, have"):
             save(tmp_path, 2)
         assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
