@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 import pluggy
@@ -19,6 +20,7 @@ from dira_core.recipe import Settings
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import Lines, RunFolder
+from dira_core.saving import Saver
 from dira_core.signals import Stop
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer
@@ -117,6 +119,7 @@ class Session:
         self._features = features
         self._health = Health()
         self._recoveries = 0
+        self._saver = Saver(folder.checkpoints, background=settings.checkpoint.background)
         self._metrics = Lines(folder.path / "metrics.jsonl")
         self._speed = Lines(folder.path / "speed.jsonl")
         self._unreadable = 0
@@ -139,6 +142,7 @@ class Session:
             DataError: Too many images are unreadable.
         """
         progress = trainer.progress
+        self._saver.poll()
         self._check_readable(trainer)
         if metrics:
             self._log(progress, metrics, self._pace(trainer))
@@ -149,6 +153,7 @@ class Session:
         if progress.step % self._settings.checkpoint.every_steps == 0 or stopping:
             self.save(trainer)
         if stopping:
+            self.settle()
             raise Preempted(f"{stopping}: saved at step {progress.step}")
 
     def recover(self, trainer: Trainer, setback: Setback) -> None:
@@ -181,7 +186,7 @@ class Session:
         trainer.salt += recoveries
 
     def save(self, trainer: Trainer) -> None:
-        """Commit a checkpoint of everything the run needs to continue."""
+        """Save all the run needs to continue; it may be on disk later, see `settle`."""
         tensors, state = capture(trainer)
         state |= {
             "health": self._health.state_dict(),
@@ -192,8 +197,22 @@ class Session:
             "next": trainer.next_images(),
             "notes": self.notes,
         }
-        path = self._folder.checkpoints.save(trainer.step, tensors, state)
-        observe(self._hook.dira_checkpoint_saved, path=path, progress=trainer.progress)
+        progress, call = trainer.progress, self._hook.dira_checkpoint_saved
+        self._saver.save(
+            trainer.step,
+            tensors,
+            state,
+            before=[self._metrics.sync, self._speed.sync],
+            saved=lambda path: observe(call, path=path, progress=progress),
+        )
+
+    def settle(self) -> None:
+        """Wait for the save that is going on, if there is one.
+
+        Raises:
+            DiraError: It failed.
+        """
+        self._saver.wait()
 
     def resume(self, trainer: Trainer) -> None:
         """Continue from the newest checkpoint that can be trusted.
@@ -201,6 +220,7 @@ class Session:
         Raises:
             CheckpointError: There is none, or the data are not those it was trained on.
         """
+        self.settle()
         path = self._folder.checkpoints.latest()
         if path is None:
             raise CheckpointError(
@@ -231,10 +251,16 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for tracker in list(self._trackers):
             with self._without(tracker):
                 tracker.close()
+        self._saver.close(error)
 
     def _log(
         self, progress: Progress, metrics: Mapping[str, float], speed: dict[str, float]
