@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from torch.distributed.tensor import DTensor
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 Groups = dict[str, dict[str, Tensor]]
 """Tensors by file and name."""
@@ -94,49 +90,38 @@ def like(whole: Tensor, own: Tensor) -> Tensor:
     Raises:
         ValueError: It lies in pieces, and the shapes differ.
     """
-    lying = _distributed(own)
-    if lying is None:
+    if not isinstance(own, DTensor):
         return whole
     if whole.shape != own.shape:
         raise ValueError(f"shape {list(whole.shape)} in place of {list(own.shape)}")
     rows = rows_here(own)
     mine = whole if rows is None else whole[rows.start : rows.stop]
-    return lying.from_local(
-        mine.to(lying.device),
-        lying.device_mesh,
-        lying.placements,
+    return DTensor.from_local(
+        mine.to(own.device),
+        own.device_mesh,
+        own.placements,
         run_check=False,
-        shape=lying.shape,
-        stride=lying.stride(),
+        shape=own.shape,
+        stride=own.stride(),
     )
 
 
 def rows_here(tensor: Tensor) -> range | None:
     """Return which rows of a tensor lie on this process, or None where all do."""
-    lying = _distributed(tensor)
-    if lying is None or not lying.placements[0].is_shard():
+    if not isinstance(tensor, DTensor) or not tensor.placements[0].is_shard():
         return None
-    assert lying.device_mesh.ndim == 1, "tensors are sharded over one axis of processes"
-    assert lying.placements[0].is_shard(0), "tensors are sharded by rows"
-    each = math.ceil(lying.shape[0] / lying.device_mesh.size())  # as torch.chunk does
-    starts = lying.device_mesh.get_local_rank() * each
-    rows = range(min(starts, lying.shape[0]), min(starts + each, lying.shape[0]))
+    assert tensor.device_mesh.ndim == 1, "tensors are sharded over one axis of processes"
+    assert tensor.placements[0].is_shard(0), "tensors are sharded by rows"
+    each = math.ceil(tensor.shape[0] / tensor.device_mesh.size())  # as torch.chunk does
+    start = tensor.device_mesh.get_local_rank() * each
+    rows = range(min(start, tensor.shape[0]), min(start + each, tensor.shape[0]))
     assert len(rows) == len(_local(tensor)), "rows are divided as torch.chunk does"
     return rows
 
 
-def _distributed(tensor: Tensor) -> DTensor | None:
-    if type(tensor) in (Tensor, nn.Parameter):
-        return None  # spares every other run a second of imports
-    from torch.distributed.tensor import DTensor
-
-    return tensor if isinstance(tensor, DTensor) else None
-
-
 @torch.no_grad()
 def _local(tensor: Tensor) -> Tensor:
-    lying = _distributed(tensor)
-    return (tensor if lying is None else lying.to_local()).detach()
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 
 
 def _together(name: str, parts: list[tuple[Shard, Tensor]]) -> Tensor:
