@@ -328,6 +328,7 @@ def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[st
             home.write_recipe(to_toml(settings))
         session.notes["before"] = {"knn": game.probe(), **game.examine().metrics}
         session.save(trainer)
+        session.settle()  # a log without a checkpoint could not be continued
     observe(installed().hook.dira_run_started, folder=home.path, progress=trainer.progress)
     trainer.fit(session)
     session.save(trainer)
@@ -340,6 +341,7 @@ def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[st
         "images_per_s": session.images_per_s,
         "unreadable": len(game.loader.unreadable),
     }
+    session.settle()
     if first:
         write_png(home.path / "images/restored.png", sheet(sample), enlarge=2)
         write_atomic(home.path / "summary.json", json.dumps(summary, indent=2).encode())

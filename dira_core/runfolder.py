@@ -183,6 +183,9 @@ class NoLines:
         """Return 0."""
         return 0
 
+    def sync(self) -> None:
+        """Do nothing."""
+
     def truncate(self, position: int) -> None:
         """Do nothing."""
 
@@ -218,16 +221,18 @@ class Lines:
             self.dropped += 1
 
     def position(self) -> int:
-        """Return the length in bytes of what is safely on disk, to `truncate` to on resume.
+        """Return the length in bytes of what was appended, to `truncate` to on resume."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def sync(self) -> None:
+        """Wait until what was appended is on disk: before a checkpoint that knows the position.
 
         Raises:
-            ResourceError: No space is left for what was appended.
+            ResourceError: No space is left for it.
         """
         with writing(self._path.parent, 0):
-            if not self._path.exists():
-                return 0
-            sync(self._path)
-            return self._path.stat().st_size
+            if self._path.exists():
+                sync(self._path)
 
     def truncate(self, position: int) -> None:
         """Forget what was appended after `position`, and a torn last line."""

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 import pluggy
@@ -21,6 +22,7 @@ from dira_core.health import Health
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import Lines, NoLines, RunFolder
+from dira_core.saving import Saver
 from dira_core.settings import Settings
 from dira_core.signals import Stop
 from dira_core.trainer import Setback, Trainer
@@ -123,6 +125,7 @@ class Session:
         self._health = Health()
         self._recoveries = 0
         first = rank() == 0
+        self._saver = Saver(folder.checkpoints, background=settings.checkpoint.background)
         self._metrics = Lines(folder.path / "metrics.jsonl") if first else NoLines()
         self._speed = Lines(folder.path / "speed.jsonl") if first else NoLines()
         self._unreadable = 0
@@ -145,6 +148,7 @@ class Session:
             DataError: Too many images are unreadable.
         """
         progress = trainer.progress
+        self._saver.poll()
         stopping = self._heard(trainer)
         if metrics:
             self._log(progress, metrics, self._pace(trainer))
@@ -154,6 +158,7 @@ class Session:
         if progress.step % self._settings.checkpoint.every_steps == 0 or stopping:
             self.save(trainer)
         if stopping:
+            self.settle()
             raise Preempted(f"{stopping}: saved at step {progress.step}")
 
     def recover(self, trainer: Trainer, setback: Setback) -> None:
@@ -187,7 +192,7 @@ class Session:
         trainer.salt += recoveries
 
     def save(self, trainer: Trainer) -> None:
-        """Commit a checkpoint of everything the run needs to continue."""
+        """Save all the run needs to continue; it may be on disk later, see `settle`."""
         tensors, state = capture(trainer)
         state |= {
             "health": self._health.state_dict(),
@@ -199,9 +204,22 @@ class Session:
             "next": trainer.next_images(),
             "notes": self.notes,
         }
-        if rank() == 0:
-            path = self._folder.checkpoints.save(trainer.step, tensors, state)
-            observe(self._hook.dira_checkpoint_saved, path=path, progress=trainer.progress)
+        progress, call = trainer.progress, self._hook.dira_checkpoint_saved
+        self._saver.save(
+            trainer.step,
+            tensors,
+            state,
+            before=[self._metrics.sync, self._speed.sync],
+            saved=lambda path: observe(call, path=path, progress=progress),
+        )
+
+    def settle(self) -> None:
+        """Wait for the save that is going on, if there is one.
+
+        Raises:
+            DiraError: It failed.
+        """
+        self._saver.wait()
 
     def resume(self, trainer: Trainer) -> None:
         """Continue from the newest checkpoint that can be trusted.
@@ -209,6 +227,7 @@ class Session:
         Raises:
             CheckpointError: There is none, or the data are not those it was trained on.
         """
+        self.settle()
         newest = self._folder.checkpoints.latest() if rank() == 0 else None
         name = from_first(str(newest or ""))
         if not name:
@@ -247,10 +266,16 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for tracker in list(self._trackers):
             with self._without(tracker):
                 tracker.close()
+        self._saver.close(error)
 
     def _log(
         self, progress: Progress, metrics: Mapping[str, float], speed: dict[str, float]
