@@ -71,6 +71,17 @@ def test_after_n_updates_weights_are_the_closed_form_of_the_average(average_norm
         torch.testing.assert_close(value, averages(history, name).float())
 
 
+def test_a_weight_that_two_students_share_moves_once() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    teacher = Teacher([nn.Sequential(first, second)])
+    before = first.weight.detach().clone()
+    with torch.no_grad():
+        first.weight.add_(1)
+    teacher.update(M)
+    torch.testing.assert_close(next(teacher.parameters()), before + 1 - M)
+
+
 def test_averaged_statistics_are_those_of_the_first_batch_and_then_the_closed_form() -> None:
     taught = student()
     teacher = Teacher([taught], average_norm=True)
