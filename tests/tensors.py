@@ -19,12 +19,15 @@ def units(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 class Largest(TorchDispatchMode):
-    """Remember the most numbers that any tensor made inside held."""
+    """Remember the most numbers that any tensor made inside held, of one dtype or of all."""
 
-    numbers = 0
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.numbers = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **kwargs or {})
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and self.dtype in (None, result.dtype):
             self.numbers = max(self.numbers, result.numel())
         return result

@@ -74,10 +74,8 @@ class DenseCL(Discriminator):
         matched = keys.gather(1, match.expand(-1, -1, keys.shape[2]))
         held = self.queue.index
         own = (held == index[:, None]) | (held < 0)  # and the random start of the queue
-        own_cells = own.repeat_interleave(queries.shape[1], 0)
         whole = info_nce(query, key, self.queue.keys, temperature, own)
-        pairs = queries.flatten(0, 1), matched.flatten(0, 1)
-        parts = info_nce(*pairs, self.dense_queue.keys, temperature, own_cells)
+        parts = info_nce(queries, matched, self.dense_queue.keys, temperature, own)
         if self.training:
             self.queue.push(gather_rows(key), gather_rows(index))
             self.dense_queue.push(gather_rows(average), gather_rows(index))
