@@ -8,14 +8,25 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator of random numbers."""
+    return torch.Generator().manual_seed(seed)
+
+
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return normal numbers."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=seeded(seed), dtype=dtype)
 
 
 def units(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return rows of length 1."""
     return F.normalize(randn(*shape, seed=seed, dtype=dtype), dim=-1)
+
+
+def blobs(k: int, each: int, dim: int = 8) -> tuple[Tensor, Tensor]:
+    """Return points around k far centres, in mixed order, and the centre each is around."""
+    truth = torch.arange(k).repeat(each)
+    return 20 * torch.eye(k, dim)[truth] + torch.randn(k * each, dim, generator=seeded()), truth
 
 
 class Largest(TorchDispatchMode):
