@@ -44,7 +44,7 @@ class Rotation(Discriminator):
             got = "none" if label is None else f"label {int(label.max())}"
             raise RecipeError(
                 f"rotation needs views labelled with 0 to {TURNS - 1} quarter turns: got {got}, "
-                "make rotate90 the last labelling operation of views.geometry or views.each"
+                "put rotate90 into views.geometry or views.each"
             )
         return classification(self.head(encodings[0].pooled), label)
 
