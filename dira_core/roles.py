@@ -201,7 +201,10 @@ class Distortion(nn.Module, ABC):
         return box
 
     def label(self, draws: Draws) -> Tensor | None:
-        """Return the label (B,) a label-producing distortion made, or None."""
+        """Return the label (B,) a label-producing distortion made, or None.
+
+        Label 0 stands for an image left as it is: the engine gives it to those that `p` passes by.
+        """
         return None
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
+from dira_core.errors import RecipeError
 from dira_core.plugins import make
 from dira_core.roles import Distortion
 from dira_core.settings import Settings
@@ -93,31 +94,45 @@ class ViewMaker:
         crop, box = apply(recipe.geometry, crop, box, draws.child("geometry"), labels)
         clean, _ = apply(recipe.appearance, crop, box, draws.child("appearance"), labels)
         image, _ = apply(recipe.distort, clean, box, draws.child("distort"), labels)
-        return View(crop, clean, image, box, labels[-1] if labels else None)
+        return View(crop, clean, image, box, *labels)
 
 
 class Operations:
-    """What makes one view of a crop."""
+    """What makes one view of a crop.
+
+    Raises:
+        RecipeError: More than one operation makes labels.
+    """
 
     def __init__(self, views: Views, device: torch.device) -> None:
         self.geometry = [Operation(choice, device) for choice in views.geometry]
         self.appearance = [Operation(choice, device) for choice in views.appearance]
         self.distort = [Operation(choice, device) for choice in views.distort]
+        every = (*self.geometry, *self.appearance, *self.distort)
+        labelling = [operation.name for operation in every if operation.labels]
+        if len(labelling) > 1:
+            raise RecipeError(
+                f"a view has one label: got {' and '.join(labelling)}, which make one each, leave "
+                "one, or give them views of their own by views.each"
+            )
 
 
 class Operation:
-    """A distortion and how often it is applied."""
+    """A distortion, how often it is applied, and whether it makes labels."""
 
     def __init__(self, choice: Choice, device: torch.device) -> None:
         assert isinstance(choice.options, DistortionOptions)
-        self.p = choice.options.p
-        self.distortion = build_distortion(choice).to(device)
+        self.name, self.p = choice.name, choice.options.p
+        distortion = build_distortion(choice)
+        anyone = Draws(torch.zeros(1, dtype=torch.int64), seed=0)
+        self.labels = distortion.label(anyone) is not None
+        self.distortion = distortion.to(device)
 
 
 def apply(
     operations: Sequence[Operation], images: Tensor, box: Tensor, draws: Draws, labels: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Apply distortions one after the other; append the labels some of them make.
+    """Apply distortions one after the other; append the labels one of them makes.
 
     Args:
         images: (B, C, *S).

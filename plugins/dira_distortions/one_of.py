@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from dira_core import Distortion, Draws, distort
+from dira_core import Distortion, Draws, RecipeError, distort
 
 
 class OneOf(Distortion):
@@ -40,10 +40,24 @@ class OneOf(Distortion):
             moved[place] = distortion.box(box[place], own.select(picked))
         return moved
 
+    def label(self, draws: Draws) -> Tensor | None:
+        """Return the labels of the one choice that makes some, (B,); 0 where it was not applied."""
+        label: Tensor | None = None
+        for distortion, p, rows, own in self._chosen(draws):
+            picked = own.bernoulli("p", p)
+            made = distortion.label(own.select(picked))
+            if made is not None and label is not None:
+                raise RecipeError(
+                    "one-of passes one kind of label on: got two distortions that make some, leave "
+                    "one of them"
+                )
+            if made is not None:
+                label = made.new_zeros(draws.batch_size).index_copy_(0, rows[picked], made)
+        return label
+
     def _chosen(self, draws: Draws) -> Iterator[tuple[Distortion, float, Tensor, Draws]]:
-        """Yield each distortion with its p, the rows it is chosen for and its draws for them."""
+        """Yield each distortion with its p, the rows it is chosen for, and its draws for them."""
         chosen = draws.choice("chosen", self.weights)
         for number, (distortion, p) in enumerate(zip(self.distortions, self.p, strict=True)):
             rows = (chosen == number).nonzero().squeeze(1)
-            if len(rows):
-                yield cast(Distortion, distortion), p, rows, draws.child(str(number)).select(rows)
+            yield cast(Distortion, distortion), p, rows, draws.child(str(number)).select(rows)

@@ -261,6 +261,18 @@ def test_a_label_producing_distortion_labels_the_images_it_turned() -> None:
     assert never.label.tolist() == [0] * 32
 
 
+@pytest.mark.usefixtures("_turns")
+@pytest.mark.parametrize("turn", ["turn", {"name": "one-of", "of": ["turn"], "weights": [0.5]}])
+def test_a_view_whose_label_two_operations_would_make_is_refused(
+    turn: str | dict[str, Any],
+) -> None:
+    name = turn if isinstance(turn, str) else turn["name"]
+    chosen = settings({"geometry": ["rotate90"], "distort": ["bezier", turn]})
+    with pytest.raises(RecipeError, match=f"one label: got rotate90 and {name}, .* views.each"):
+        ViewMaker(chosen, CPU, 1)
+    ViewMaker(settings({"each": [{"geometry": ["rotate90"]}, {"distort": [turn]}]}), CPU, 2)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_volumes_go_through_every_operation(channels_last: bool) -> None:
     crops = crops_of(4, size=16, dims=3)

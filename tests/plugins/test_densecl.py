@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from tensors import Largest
 from torch import Tensor, nn
 
 from dira_core import (
@@ -178,6 +179,14 @@ def test_the_correspondence_and_its_loss_are_those_of_lightly() -> None:
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     gradients = [torch.autograd.grad(loss, pairs[0])[0] for loss in (ours, theirs)]
     torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-4)
+
+
+def test_own_keys_are_noted_by_image_not_by_cell(backbone: Backbone) -> None:
+    n_images, n_cells, size = 4, 36, 3000
+    module, given = build(backbone, size), batch([1, 2, 3, 4], 24)
+    with Largest(torch.bool) as noted:
+        module(Encodings(backbone, given))
+    assert n_images * size <= noted.numbers < n_images * n_cells * size
 
 
 def test_maps_of_unlike_sizes_correspond_too(backbone: Backbone) -> None:

@@ -123,7 +123,7 @@ def test_only_square_images_are_rotated() -> None:
 def test_views_without_the_right_labels_are_refused_with_the_way_out(
     backbone: TinyBackbone, label: Tensor | None, got: str
 ) -> None:
-    with pytest.raises(RecipeError, match=f"{got}, make rotate90 the last"):
+    with pytest.raises(RecipeError, match=f"{got}, put rotate90 into"):
         build(backbone)(Encodings(backbone, batch(3, label)))
 
 
