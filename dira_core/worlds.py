@@ -136,7 +136,7 @@ def differences(expected: Tensors, found: Tensors) -> dict[str, float]:
 
 def kind(name: str) -> str:
     """Return whether a tensor is a loss, a gradient or state, and of which player."""
-    return name.partition(".")[0]
+    return name.partition(" of step")[0].partition(".")[0]
 
 
 def run_in_processes(work: Callable[[int], Tensors], processes: int) -> list[Tensors]:
