@@ -12,10 +12,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from distributions import offered
 
 from dira_core import __version__, cli
 from dira_core.errors import DataError
-from dira_core.plugins import installed
 
 PLUGIN = """
 from typing import Literal
@@ -76,15 +76,7 @@ def dira(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Iterator[Dira]:
     """Call the command line in this process: exit code, stdout, stderr."""
-    (tmp_path / "fake_cli_kit.py").write_text(PLUGIN)
-    info = tmp_path / "kit-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kit\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nkit = fake_cli_kit\n")
-    monkeypatch.setenv("DIRA_PLUGINS", "kit")
-    monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    installed.cache_clear()
 
     def call(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["dira", *arguments])
@@ -93,9 +85,8 @@ def dira(
         code = left.value.code
         return (code if isinstance(code, int) else int(code is not None)), *capsys.readouterr()
 
-    yield call
-    installed.cache_clear()
-    sys.modules.pop("fake_cli_kit", None)
+    with offered(tmp_path, "kit", PLUGIN, only="kit"):
+        yield call
 
 
 def test_the_version_is_that_of_the_package(dira: Dira) -> None:
