@@ -1,12 +1,103 @@
-"""What the processes of a run know together; in one process, every function is the identity."""
+"""What the processes of a run know together; in one process, every function is the identity.
+
+Tensors of a loss travel by `gather_rows` and `sum_over_processes`, which autograd sees. What the
+engine itself agrees on travels as JSON, never pickled.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore  # type: ignore[attr-defined] # it is public all the same
+
+from dira_core.errors import PeerError
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torch's launcher puts into the environment of every process."""
+
+ROLL_CALL_S = 3
+"""Seconds the others have to answer when one of them seems lost."""
+
+Json = TypeVar("Json")
+
+
+def rank() -> int:
+    """Return the number of this process among those of the run; the first is 0."""
+    return dist.get_rank() if together() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return dist.get_world_size() if together() else 1
+
+
+def local_rank() -> int:
+    """Return the number of this process among those on its machine: its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if together() else 0
+
+
+def together() -> bool:
+    """Say whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def launched() -> bool:
+    """Say whether torch's launcher (torchrun, `dira run --nproc`) started this process."""
+    return all(name in os.environ for name in LAUNCHED)
+
+
+@contextmanager
+def joined(timeout_s: float) -> Iterator[None]:
+    """Join the processes of a launcher while the context lasts; alone, or joined, do nothing.
+
+    CPU tensors travel by gloo, CUDA tensors by NCCL.
+
+    Args:
+        timeout_s: How long a process waits for the others in a step.
+    """
+    if together() or not launched():
+        yield
+        return
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def peers_named(where: Callable[[], str]) -> Iterator[None]:
+    """Turn the loss of contact with another process into an error that says which, and where.
+
+    Args:
+        where: Says where this process stands, for example "step 12".
+
+    Raises:
+        PeerError: A process died, or did not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        lost = ", ".join(map(str, _absent())) or "unknown"
+        raise PeerError(
+            f"rank {lost} died or hangs at {where()}, rank {rank()} has waited for it: see what it "
+            "said and whether its machine is well, then continue with --resume"
+        ) from error
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
@@ -19,9 +110,55 @@ def gather_rows(tensor: Tensor) -> Tensor:
     Args:
         tensor: Equally many rows on every process.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensor
-    return cast(Tensor, _Gather.apply(tensor))
+    return tensor if world_size() == 1 else cast(Tensor, _Gather.apply(tensor))
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Add up a tensor over all processes; so is its gradient."""
+    return tensor if world_size() == 1 else cast(Tensor, _Sum.apply(tensor))
+
+
+@torch.no_grad()
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one type by their averages over all processes, in one message."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    dist.all_reduce(flat)
+    pieces = torch.split(flat / world_size(), [tensor.numel() for tensor in tensors])
+    for tensor, piece in zip(tensors, pieces, strict=True):
+        tensor.copy_(piece.view_as(tensor))
+
+
+def highest(*values: float) -> list[float]:
+    """Return the largest of each value over all processes."""
+    if world_size() == 1:
+        return list(values)
+    everyone = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(everyone, dist.ReduceOp.MAX)
+    return everyone.tolist()
+
+
+def gathered(value: Json) -> list[Json]:
+    """Return a JSON value of every process, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    lengths = gather_rows(torch.tensor([len(data)])).tolist()
+    padded = torch.zeros(max(lengths), dtype=torch.uint8)
+    padded[: len(data)] = data
+    rows = gather_rows(padded[None])
+    return [json.loads(bytes(row[:n].tolist())) for row, n in zip(rows, lengths, strict=True)]
+
+
+def from_first(value: Json) -> Json:
+    """Return the first process's JSON value."""
+    return gathered(value)[0]
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    highest(0)
 
 
 class _Gather(torch.autograd.Function):
@@ -39,3 +176,33 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce, whose gradient is the all-reduce of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+
+def _absent() -> list[int]:
+    """Return the processes that do not answer a roll call, which goes by the launcher's store."""
+    store = PrefixStore("roll-call", dist.distributed_c10d._get_default_store())
+    store.set(str(rank()), "here")
+    absent, deadline = [], time.monotonic() + ROLL_CALL_S
+    for number in range(world_size()):
+        left = timedelta(seconds=max(0.1, deadline - time.monotonic()))
+        try:
+            store.wait([str(number)], left)
+        except RuntimeError:  # of what kind depends on the store
+            absent.append(number)
+    return absent
