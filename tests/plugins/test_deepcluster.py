@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,7 @@ from dira_core import (
 from dira_core.api import pretrain
 from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed, make
-from dira_core.testing import TinyBackbone, TinySource, check, choice
+from dira_core.testing import TinyBackbone, TinySource, choice
 
 START = Progress(0, 10, 0, 2)
 
@@ -55,12 +53,6 @@ def build(backbone: TinyBackbone, n_images: int, **options: Any) -> Discriminato
 def batch(index: list[int]) -> Batch:
     image = torch.rand(len(index), 1, 16, 16, generator=seeded())
     return Batch((View(image, image, image, torch.zeros(len(index), 2, 2)),), torch.tensor(index))
-
-
-@pytest.fixture
-def backbone() -> TinyBackbone:
-    torch.manual_seed(0)
-    return TinyBackbone()
 
 
 @pytest.mark.parametrize("index", [[7, 2], [11, 0, 4, 9, 5]])
@@ -198,15 +190,3 @@ def test_the_default_optimizer_is_the_public_codes() -> None:
     assert (optimizer.name, optimizer.lr, optimizer.lr_batch) == ("sgd", 0.05, 256)
     assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 1e-5)
     assert optimizer.schedule == "constant"
-
-
-def test_the_contract_is_kept() -> None:
-    assert [wrong for _, wrong in check("discriminator", "deepcluster")] == [None] * 3
-
-
-def test_offering_the_component_does_not_import_torch() -> None:
-    code = (
-        "import sys, dira_deepcluster; list(dira_deepcluster.dira_discriminators());"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
