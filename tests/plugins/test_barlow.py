@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from methods import Flat, part, seen
 from torch import Tensor, nn
 from world import WORLD, together
 
 import dira_barlow
 from dira_barlow import BarlowOptions
-from dira_core import Backbone, Batch, Discriminator, Encodings, View
+from dira_core import Backbone, Batch, Discriminator, Encodings
 from dira_core.nn.resnet import ResNet
 from dira_core.optim import base_lr
 from dira_core.optimizer_options import Optimizer
@@ -22,26 +23,11 @@ DIMS = pytest.mark.parametrize("dim", [4, 24])  # fewer and more than the images
 SIZES = pytest.mark.parametrize("size", [2, 5, 9])
 
 
-class Flat(Backbone):
-    """One map: a 1x1 convolution, without a norm."""
-
-    channels, strides, in_channels, dims = (6,), (1,), 1, 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 6, 1)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [self.conv(images).tanh()]
-
-
 def batch(size: int = 9) -> Batch:
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(1, size, 1, 4, 4, generator=generator)
     images = images + 0.5 * torch.randn(2, size, 1, 4, 4, generator=generator)
-    box = torch.zeros(size, 2, 2)
-    views = tuple(View(image, image, image, box) for image in images)
-    return Batch(views, torch.arange(size))
+    return seen(*images)
 
 
 def build(backbone: Backbone, **options: Any) -> Discriminator:
@@ -133,15 +119,14 @@ def test_two_processes_are_one_with_the_global_batch(tmp_path: Path) -> None:
         module.register_module("projector", nn.Linear(6, 24, bias=False))  # without norms
         whole = batch(10)
         pick = slice(None) if rank is None else slice(5 * rank, 5 * rank + 5)
-        views = tuple(View(*(v.image[pick],) * 3, v.box[pick]) for v in whole.views)
-        loss = module(Encodings(backbone, Batch(views, whole.index[pick]))).loss
+        loss = module(Encodings(backbone, part(whole, pick))).loss
         found = torch.cat([g.flatten() for g in gradients(loss, backbone, module)])
         return {"loss": loss, "gradient": found}
 
     parts, whole = together(tmp_path, step), step(None)
-    for part in parts:
-        torch.testing.assert_close(part["loss"], whole["loss"].detach())
-    mean = torch.stack([part["gradient"] for part in parts]).sum(0) / WORLD
+    for one in parts:
+        torch.testing.assert_close(one["loss"], whole["loss"].detach())
+    mean = torch.stack([one["gradient"] for one in parts]).sum(0) / WORLD
     torch.testing.assert_close(mean, whole["gradient"], atol=1e-4, rtol=1e-5)
 
 

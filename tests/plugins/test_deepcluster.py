@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from methods import seen
 from parts import outcome, small_settings
 from tensors import blobs, seeded
 from torch import Tensor
@@ -21,7 +22,6 @@ from dira_core import (
     Progress,
     RecipeError,
     Trio,
-    View,
 )
 from dira_core.api import pretrain
 from dira_core.optimizer_options import Optimizer
@@ -52,7 +52,7 @@ def build(backbone: TinyBackbone, n_images: int, **options: Any) -> Discriminato
 
 def batch(index: list[int]) -> Batch:
     image = torch.rand(len(index), 1, 16, 16, generator=seeded())
-    return Batch((View(image, image, image, torch.zeros(len(index), 2, 2)),), torch.tensor(index))
+    return seen(image, index=torch.tensor(index))
 
 
 @pytest.mark.parametrize("index", [[7, 2], [11, 0, 4, 9, 5]])

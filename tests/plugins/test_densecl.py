@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from methods import part, seen
 from tensors import Largest
 from torch import Tensor, nn
 
@@ -15,7 +16,6 @@ from dira_core import (
     Batch,
     Encodings,
     Progress,
-    View,
     info_nce,
 )
 from dira_core.optimizer_options import Optimizer
@@ -43,8 +43,7 @@ class Shallow(Backbone):
 def batch(index: list[int], size: int = 12) -> Batch:
     generator = torch.Generator().manual_seed(sum(index))
     images = torch.rand(2, len(index), 1, size, size, generator=generator)
-    box = torch.zeros(len(index), 2, 2)
-    return Batch(tuple(View(i, i, i, box) for i in images), torch.tensor(index))
+    return seen(*images, index=torch.tensor(index))
 
 
 def build(backbone: Backbone, n_images: int = 40, **options: Any) -> DenseCL:
@@ -216,8 +215,7 @@ def test_no_key_depends_on_the_other_images_of_its_batch(backbone: Backbone) -> 
     module.after_step(Progress(0, 10, 0, 1))  # statistics are averages from here on
     module(Encodings(backbone, given))
     whole = module.queue.keys[3:].clone(), module.dense_queue.keys[3:].clone()
-    alone = tuple(View(v.crop[1:2], v.clean[1:2], v.image[1:2], v.box[1:2]) for v in given.views)
-    module(Encodings(backbone, Batch(alone, given.index[1:2])))
+    module(Encodings(backbone, part(given, slice(1, 2))))
     torch.testing.assert_close(module.queue.keys[0], whole[0][1])
     torch.testing.assert_close(module.dense_queue.keys[0], whole[1][1])
 

@@ -4,33 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
+from methods import Flat, seen
 from torch import Tensor, nn
 
 import dira_simsiam
-from dira_core import Backbone, Batch, Discriminator, Encodings, View
+from dira_core import Backbone, Batch, Discriminator, Encodings
 from dira_core.nn.resnet import ResNet
 from dira_core.optimizer_options import Optimizer
 from dira_simsiam import SimSiamOptions
 
 
-class Flat(Backbone):
-    """One map: a 1x1 convolution."""
-
-    channels, strides, in_channels, dims = (6,), (1,), 1, 2
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(1, 6, 1)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [self.conv(images).tanh()]
-
-
 def batch(size: int = 5) -> Batch:
     images = torch.rand(2, size, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    box = torch.zeros(size, 2, 2)
-    views = tuple(View(image, image, image, box) for image in images)
-    return Batch(views, torch.arange(size))
+    return seen(*images)
 
 
 def build(backbone: Backbone, dim: int = 8, hidden: int = 4) -> Discriminator:
