@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -81,6 +82,9 @@ def dira_step_ended(progress):
     if os.environ.get("KIT_STOP_AT") == str(progress.step):
         os.kill(os.getpid(), signal.SIGTERM)
 """
+
+Dira = Callable[..., tuple[int, str, str]]
+"""The command line: arguments -> exit code, output and error output."""
 
 SMALL = [
     *("--preset", "none", "--data", "small-set", "--backbone", "small-net"),

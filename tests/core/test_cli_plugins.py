@@ -7,14 +7,15 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from distributions import offered
+from kit import Dira
 
-from dira_core import __version__, cli
+from dira_core import __version__
 from dira_core.errors import DataError
 
 PLUGIN = """
@@ -68,25 +69,12 @@ def dira_restorer(): ...
 dira_restorer = hookimpl(dira_restorer)
 """
 
-Dira = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def dira(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Dira]:
-    """Call the command line in this process: exit code, stdout, stderr."""
+@pytest.fixture(autouse=True)
+def _fake_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dira", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        code = left.value.code
-        return (code if isinstance(code, int) else int(code is not None)), *capsys.readouterr()
-
     with offered(tmp_path, "kit", PLUGIN, only="kit"):
-        yield call
+        yield
 
 
 def test_the_version_is_that_of_the_package(dira: Dira) -> None:
