@@ -139,15 +139,6 @@ def after_resuming(name: str, **options: object) -> list[str]:
     return differing(tensors(*whole), tensors(*resumed))
 
 
-def after_evaluation(name: str, **options: object) -> list[str]:
-    """Name what a forward pass in evaluation mode changes."""
-    backbone, module = build(name, **options)
-    train(backbone, module, 0, 2)
-    before = tensors(backbone.eval(), module.eval())
-    module(Encodings(backbone, views(5, module.n_views, seed=9)))
-    return differing(before, tensors(backbone, module))
-
-
 def loss_and_gradients(
     backbone: Backbone, module: Discriminator
 ) -> Callable[[Batch], dict[str, Tensor]]:

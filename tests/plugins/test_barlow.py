@@ -139,14 +139,6 @@ def test_under_bf16_autocast_the_loss_is_in_float32_and_near(backbone: Backbone)
     torch.testing.assert_close(loss, expected, atol=0, rtol=0.1)
 
 
-def test_evaluation_changes_no_buffer(backbone: Backbone) -> None:
-    module = build(backbone)
-    module.eval()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    module(Encodings(backbone, batch()))
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-
-
 def test_the_embedding_is_z_of_the_first_view(backbone: Backbone) -> None:
     module, given = build(backbone), batch()
     z = module(Encodings(backbone, given)).embedding

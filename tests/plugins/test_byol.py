@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from methods import after_evaluation, after_resuming, build, differing, train, views
+from methods import after_resuming, build, differing, train, views
 from torch import Tensor, nn
 
 import dira_byol
@@ -119,10 +119,6 @@ def test_the_teacher_is_a_copy_of_backbone_and_projector_and_is_not_trained() ->
 
 def test_a_resumed_run_goes_on_bit_by_bit() -> None:
     assert after_resuming("byol", **SMALL) == []
-
-
-def test_evaluation_changes_no_tensor() -> None:
-    assert after_evaluation("byol", **SMALL) == []
 
 
 def test_the_defaults_are_those_of_the_paper() -> None:

@@ -135,13 +135,6 @@ def test_more_clusters_than_images_are_refused(backbone: TinyBackbone) -> None:
         build(backbone, 16, clusters=20)
 
 
-def test_evaluation_changes_no_buffer(backbone: TinyBackbone) -> None:
-    module = build(backbone, 12).eval()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    module(Encodings(backbone.eval(), batch([3, 1, 2])))
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-
-
 class Interrupting:
     """A display that presses Ctrl-C after some steps."""
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from methods import (
     Flat,
-    after_evaluation,
     after_resuming,
     build,
     loss_and_gradients,
@@ -84,10 +83,6 @@ def test_descending_lowers_the_loss() -> None:
 
 def test_a_resumed_run_goes_on_bit_by_bit() -> None:
     assert after_resuming("simclr", **SMALL) == []
-
-
-def test_evaluation_changes_no_tensor() -> None:
-    assert after_evaluation("simclr", **SMALL) == []
 
 
 def test_the_defaults_are_those_of_the_paper() -> None:

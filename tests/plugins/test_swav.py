@@ -9,7 +9,6 @@ import torch
 from methods import (
     Flat,
     NoFeatures,
-    after_evaluation,
     after_resuming,
     build,
     loss_and_gradients,
@@ -267,10 +266,6 @@ def test_a_resumed_run_goes_on_bit_by_bit(queue: int) -> None:
         after_resuming("swav", **{**SMALL, "queue": queue, "freeze_steps": 4, "queue_epoch": 1})
         == []
     )
-
-
-def test_evaluation_changes_no_tensor() -> None:
-    assert after_evaluation("swav", **SMALL) == []
 
 
 def test_the_defaults_are_those_of_the_public_code() -> None:
