@@ -8,14 +8,15 @@ import json
 import math
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from distributions import offered
 from parts import outcome, small_run, small_settings, small_trio
 from torch import Tensor
 
@@ -96,23 +97,16 @@ def dira_trackers():
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+def plugin(tmp_path: Path) -> Iterator[Callable[[str], Any]]:
     """Install a fake distribution and return its module."""
+    with ExitStack() as stack:
 
-    def install(code: str) -> Any:
-        (tmp_path / "fake_observer.py").write_text(code)
-        info = tmp_path / "observer-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: observer\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[dira]\nobserver = fake_observer\n")
-        monkeypatch.syspath_prepend(str(tmp_path))
-        installed.cache_clear()
-        installed()
-        return importlib.import_module("fake_observer")
+        def install(code: str) -> Any:
+            module = stack.enter_context(offered(tmp_path, "observer", code))
+            installed()
+            return importlib.import_module(module)
 
-    yield install
-    installed.cache_clear()
-    sys.modules.pop("fake_observer", None)
+        yield install
 
 
 class Said:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from distributions import offered
 from parts import small_settings
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops, Loader
 from dira_core.draws import Draws
 from dira_core.errors import PluginError, RecipeError
-from dira_core.plugins import installed
 from dira_core.settings import Settings
 from dira_core.testing import TinySource, choice
 from dira_core.types import Batch, View
@@ -59,18 +58,10 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.fixture
-def _turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _turns(tmp_path: Path) -> Iterator[None]:
     """Install a distribution with a distortion that makes labels, beside all others."""
-    (tmp_path / "fake_turns.py").write_text(TURNS)
-    info = tmp_path / "turns-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: turns\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nturns = fake_turns\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    installed.cache_clear()
-    yield
-    installed.cache_clear()
-    sys.modules.pop("fake_turns", None)
+    with offered(tmp_path, "turns", TURNS):
+        yield
 
 
 def settings(views: dict[str, Any] | None = None, **changes: Any) -> Settings:

@@ -28,14 +28,6 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Return the outcome of a run nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    small_run(folder)
-    return outcome(folder)
-
-
-@pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Install the kit and return the folder it is in."""
     folder = tmp_path_factory.mktemp("kit")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from methods import seen
 from parts import outcome, small_settings
 from tensors import blobs, seeded
 from torch import Tensor
@@ -23,12 +22,11 @@ from dira_core import (
     Progress,
     RecipeError,
     Trio,
-    View,
 )
 from dira_core.api import pretrain
 from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed, make
-from dira_core.testing import TinyBackbone, TinySource, check, choice
+from dira_core.testing import TinyBackbone, TinySource, choice
 
 START = Progress(0, 10, 0, 2)
 
@@ -54,13 +52,7 @@ def build(backbone: TinyBackbone, n_images: int, **options: Any) -> Discriminato
 
 def batch(index: list[int]) -> Batch:
     image = torch.rand(len(index), 1, 16, 16, generator=seeded())
-    return Batch((View(image, image, image, torch.zeros(len(index), 2, 2)),), torch.tensor(index))
-
-
-@pytest.fixture
-def backbone() -> TinyBackbone:
-    torch.manual_seed(0)
-    return TinyBackbone()
+    return seen(image, index=torch.tensor(index))
 
 
 @pytest.mark.parametrize("index", [[7, 2], [11, 0, 4, 9, 5]])
@@ -143,13 +135,6 @@ def test_more_clusters_than_images_are_refused(backbone: TinyBackbone) -> None:
         build(backbone, 16, clusters=20)
 
 
-def test_evaluation_changes_no_buffer(backbone: TinyBackbone) -> None:
-    module = build(backbone, 12).eval()
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    module(Encodings(backbone.eval(), batch([3, 1, 2])))
-    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-
-
 class Interrupting:
     """A display that presses Ctrl-C after some steps."""
 
@@ -198,15 +183,3 @@ def test_the_default_optimizer_is_the_public_codes() -> None:
     assert (optimizer.name, optimizer.lr, optimizer.lr_batch) == ("sgd", 0.05, 256)
     assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 1e-5)
     assert optimizer.schedule == "constant"
-
-
-def test_the_contract_is_kept() -> None:
-    assert [wrong for _, wrong in check("discriminator", "deepcluster")] == [None] * 3
-
-
-def test_offering_the_component_does_not_import_torch() -> None:
-    code = (
-        "import sys, dira_deepcluster; list(dira_deepcluster.dira_discriminators());"
-        "sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
