@@ -149,12 +149,12 @@ class Session:
         """
         progress = trainer.progress
         self._saver.poll()
-        stopping = self._heard(trainer)
         if metrics:
             self._log(progress, metrics, self._pace(trainer))
             self._check_health(progress, metrics)
         if progress.step % trainer.steps_per_epoch == 0:
             observe(self._hook.dira_epoch_ended, progress=progress)
+        stopping = self._heard(trainer)
         if progress.step % self._settings.checkpoint.every_steps == 0 or stopping:
             self.save(trainer)
         if stopping:

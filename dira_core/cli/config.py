@@ -53,7 +53,7 @@ def layers(
     strategy: Annotated[
         str | None, _flag("--strategy", "Of several processes: ddp or fsdp.")
     ] = None,
-    compiled: Annotated[
+    compile: Annotated[
         bool, typer.Option("--compile", help="Compile backbone and decoder.")
     ] = False,
     workers: Annotated[int | None, _flag("--workers", "Processes that read images.")] = None,
@@ -80,7 +80,7 @@ def layers(
         "--seed": (("seed",), seed),
         "--precision": (("train", "precision"), precision),
         "--strategy": (("train", "strategy"), strategy),
-        "--compile": (("train", "compile"), compiled or None),
+        "--compile": (("train", "compile"), compile or None),
         "--workers": (("loader", "workers"), workers),
     }
     return gather(

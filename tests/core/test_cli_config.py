@@ -77,6 +77,8 @@ def printed(*arguments: str) -> dict[str, Any]:
         ("--seed", "7", ("seed",), 7),
         ("--precision", "fp16", ("train", "precision"), "fp16"),
         ("--workers", "2", ("loader", "workers"), 2),
+        ("--strategy", "fsdp", ("train", "strategy"), "fsdp"),
+        ("--compile", None, ("train", "compile"), True),
         ("--mode", "di", ("restorer",), "none"),
         ("--init", "some/run", ("init",), "some/run"),
         ("--no-distort", None, ("views", "distort"), []),
