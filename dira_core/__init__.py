@@ -73,6 +73,11 @@ if TYPE_CHECKING:
     from dira_core.roles import Tracker as Tracker
     from dira_core.roles import pool as pool
     from dira_core.settings import Settings as Settings
+    from dira_core.targets import Labels as Labels
+    from dira_core.targets import Masks as Masks
+    from dira_core.transfer.measure import Transferred as Transferred
+    from dira_core.transfer.measure import measure_transfer as measure_transfer
+    from dira_core.transfer.plan import transfer_plan as transfer_plan
     from dira_core.trio import Trio as Trio
     from dira_core.types import Batch as Batch
     from dira_core.types import Image as Image
@@ -133,6 +138,9 @@ _PUBLIC = {
         "pool",
     ],
     "settings": ["Settings"],
+    "targets": ["Labels", "Masks"],
+    "transfer.measure": ["Transferred", "measure_transfer"],
+    "transfer.plan": ["transfer_plan"],
     "trio": ["Trio"],
     "types": ["Batch", "Image", "Objective", "Progress", "View"],
     "views": ["build_distortion", "distort"],

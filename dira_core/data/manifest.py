@@ -28,8 +28,8 @@ class ManifestSource(FileSource):
     classes: list[str] | None = None
 
     def __init__(self, options: ManifestOptions) -> None:
-        header, lines = _read_csv(options.path)
-        image = _column(header, options.image, "image")
+        header, lines = read_csv(options.path)
+        image = column_of(header, options.image, "data.image")
         kept = _of_split(header, lines, options.split)
         paths = []
         for number, line in kept:
@@ -37,7 +37,7 @@ class ManifestSource(FileSource):
                 raise DataError(f"line {number} of the manifest names no image: give it a path")
             paths.append(line[image].strip())
         if options.label is not None:
-            label = _column(header, options.label, "label")
+            label = column_of(header, options.label, "data.label")
             self.classes = sorted({line[label].strip() for _, line in lines} - {""})
             position = {name: index for index, name in enumerate(self.classes)}
             self.labels = np.array(
@@ -50,8 +50,12 @@ Line = tuple[int, list[str]]
 """The number of a line in its file, and its cells."""
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[Line]]:
-    """Return the header and the lines below it, each as long as the header."""
+def read_csv(path: Path) -> tuple[list[str], list[Line]]:
+    """Return the header and the lines below it, each as long as the header.
+
+    Raises:
+        DataError: The file is missing, no CSV, empty, or has lines of other lengths.
+    """
     name = printable(str(path))
     if path.exists() and not path.is_file():
         raise DataError(f"manifest {name!r} is not a regular file")
@@ -76,15 +80,24 @@ def _read_csv(path: Path) -> tuple[list[str], list[Line]]:
     return header, lines
 
 
-def _column(header: list[str], name: str, option: str) -> int:
-    """Return where a column is."""
+def column_of(header: list[str], name: str, key: str) -> int:
+    """Return where a column is.
+
+    Args:
+        header: Names of the columns.
+        name: Of the one that is wanted.
+        key: Of the recipe, that chose it.
+
+    Raises:
+        RecipeError: There is none of that name, or several.
+    """
     if header.count(name) == 1:
         return header.index(name)
     if name in header:
         raise RecipeError(f"the manifest has several columns {name!r}: rename all but one")
     columns = ", ".join(printable(column) for column in header)
     raise RecipeError(
-        f"the manifest has no column {name!r}{did_you_mean(name, header)}; set data.{option} to "
+        f"the manifest has no column {name!r}{did_you_mean(name, header)}; set {key} to "
         f"one of: {columns}"
     )
 
@@ -93,7 +106,7 @@ def _of_split(header: list[str], lines: list[Line], split: str | None) -> list[L
     """Return the lines of a split, or all where none is asked for."""
     if split is None:
         return lines
-    column = _column(header, "split", "split")
+    column = column_of(header, "split", "data.split")
     kept = [line for line in lines if line[1][column].strip() == split]
     if not kept:
         known = sorted({line[column].strip() for _, line in lines})
