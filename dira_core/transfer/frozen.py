@@ -107,25 +107,32 @@ def linear_scores(
 
 
 def _searched(x: Array, y: Array, patients: Array, x_test: Array, seed: int) -> tuple[Array, float]:
-    """Choose C, fit on everything and predict (M, K)."""
+    """Choose C, fit on everything and predict (M, K); C is 0 where there is nothing to fit."""
+    label = y.argmax(1)
+    if len(np.unique(label)) < 2:  # nothing to tell apart: the same for all
+        same = y.mean(0) if len(y) else np.full(y.shape[1], 0.5)
+        return np.tile(same, (len(x_test), 1)), 0.0
+    parts = folds(label, patients, seed)
+    worth = {c: _worth(x, y, parts, c) for c in GRID} if parts else {}
+    chosen = max(GRID, key=lambda c: worth[c]) if worth else GRID[len(GRID) // 2]
+    return _fitted(x, label, x_test, chosen, y.shape[1]), chosen
+
+
+def folds(label: Array, patients: Array, seed: int) -> list[tuple[Array, Array]]:
+    """Cut images into folds of whole patients, each class in each as often as can be.
+
+    Returns:
+        Positions to fit and to test, at most `FOLDS` times; folds whose rest lacks a class are left
+        out, and there are none where a class has only one patient.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    label = y.argmax(1)
     present = np.unique(label)
-    if len(present) < 2:  # nothing to tell apart: the same for all
-        return np.tile(y.mean(0) if len(y) else np.full(y.shape[1], 0.5), (len(x_test), 1)), 0.0
-    folds = min(FOLDS, *(len(np.unique(patients[label == k])) for k in present))
-    chosen = GRID[len(GRID) // 2]
-    if folds > 1:
-        cut = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-        parts = [
-            part
-            for part in cut.split(x, label, patients)
-            if len(np.unique(label[part[0]])) == len(present)
-        ]
-        worth = {c: _worth(x, y, parts, c) for c in GRID}
-        chosen = max(GRID, key=lambda c: worth[c])
-    return _fitted(x, label, x_test, chosen, y.shape[1]), chosen
+    n = min(FOLDS, *(len(np.unique(patients[label == k])) for k in present))
+    if n < 2:
+        return []
+    cut = StratifiedGroupKFold(n, shuffle=True, random_state=seed).split(label, label, patients)
+    return [(fit, test) for fit, test in cut if len(np.unique(label[fit])) == len(present)]
 
 
 def _worth(x: Array, y: Array, parts: list[tuple[Array, Array]], c: float) -> float:
