@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from dira_core.build import place
+from dira_core.build import layout, place
 from dira_core.draws import shuffled
 from dira_core.errors import CheckpointError, DivergedError
 from dira_core.evaluate import evaluating
@@ -88,7 +88,6 @@ class FineTuning:
         split: Which images.
         plan: How.
         precision: Number format and device.
-        folder: Holds the state while it trains, and the best network.
     """
 
     def __init__(
@@ -110,6 +109,10 @@ class FineTuning:
 
     def fit(self, folder: Path, said: Callable[[str], None]) -> None:
         """Train until it is over; leave the network with its best weights, in evaluation mode.
+
+        Args:
+            folder: Holds the state while it trains, and the best network.
+            said: Takes a line for every epoch.
 
         Raises:
             DivergedError: A loss is not finite.
@@ -148,7 +151,7 @@ class FineTuning:
     def predict(self, images: Tensor) -> Tensor:
         """Return the network's output on the CPU, in float32."""
         with evaluating(self.network), self.precision.autocast():
-            output: Tensor = self.network(images.to(self.precision.device))
+            output: Tensor = self.network(self._placed(images))
         return output.float().cpu()
 
     def _epoch(self) -> float:
@@ -177,8 +180,14 @@ class FineTuning:
     def _loss(self, images: Tensor, truth: Tensor, known: Tensor) -> Tensor:
         device = self.precision.device
         with self.precision.autocast():
-            output = self.network(images.to(device))
+            output = self.network(self._placed(images))
         return self.loss(output, truth.to(device), known.to(device))
+
+    def _placed(self, images: Tensor) -> Tensor:
+        images = images.to(self.precision.device)
+        if not self.plan.channels_last:
+            return images
+        return images.to(memory_format=layout(images.dim()))
 
     def _check(self, *losses: float) -> None:
         if not all(map(math.isfinite, losses)):

