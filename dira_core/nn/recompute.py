@@ -26,6 +26,8 @@ def recompute(segments: Iterable[nn.Module]) -> None:
 def _forget(forward: Callable[..., Any], contexts: Callable[[], Any], *inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs)
+    if torch.compiler.is_compiling():  # a compiled graph writes buffers once, whatever it repeats
+        return checkpoint(forward, *inputs, use_reentrant=False)
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
 
 
