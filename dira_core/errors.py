@@ -77,6 +77,12 @@ class DifferenceError(DiraError):
     exit_code = 8
 
 
+def error_of(code: int, message: str) -> DiraError:
+    """Return the error that ended another process with an exit code."""
+    kinds = [kind for kind in DiraError.__subclasses__() if kind.exit_code == code]
+    return (kinds[0] if kinds else DiraError)(message)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ", did you mean 'x'?" for the nearest known names, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=2, cutoff=0.6)

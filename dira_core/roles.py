@@ -133,7 +133,11 @@ class FeaturePass(ABC):
 
     @abstractmethod
     def __call__(self) -> Tensor:
-        """Return the pooled features of every image, (N, channels[-1]) in float32 on the CPU."""
+        """Return the pooled features of every image, (N, channels[-1]) in float32 on the CPU.
+
+        Where a signal asks the run to save and leave, it does so from within: call this before
+        anything is changed.
+        """
 
 
 class Restorer(nn.Module, ABC):

@@ -24,16 +24,12 @@ from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import Lines, NoLines, RunFolder
 from dira_core.saving import Saver
 from dira_core.settings import Settings
-from dira_core.signals import Stop
+from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
 
 logger = logging.getLogger("dira")
-
-
-class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error
-    """A signal asked to save and leave; everything is saved."""
 
 
 class Display(Protocol):
@@ -133,10 +129,19 @@ class Session:
         self._since = (0, time.perf_counter(), 0.0)
 
     def epoch_started(self, trainer: Trainer) -> None:
-        """Let the Discriminator prepare its epoch."""
+        """Let the Discriminator prepare its epoch.
+
+        Raises:
+            Preempted: A signal came during its pass over the source; the run is saved.
+        """
         for player in trainer.players:
             if isinstance(player, ModelPlayer):
-                player.epoch_started(trainer.progress, self._features)
+                try:
+                    player.epoch_started(trainer.progress, self._features)
+                except Preempted:
+                    self.save(trainer)
+                    self.settle()
+                    raise
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Log, check health, save when due, leave when asked.
@@ -322,10 +327,8 @@ class Session:
 
     def _heard(self, trainer: Trainer) -> str | None:
         """Return the signal that asks all processes to stop; let them know of unreadable images."""
-        asked = self._stop.requested
-        number = signal.Signals[asked].value if asked else 0
         found = len(trainer.loader.unreadable) != self._unreadable
-        heard, news = highest(number, found)
+        heard, news = highest(number(self._stop), found)
         if news:
             for bad in gathered(list(trainer.loader.unreadable.items())):
                 trainer.loader.unreadable.update(bad)
@@ -346,3 +349,18 @@ class Session:
                 f"{self._folder.path}, repair or remove them, or allow more with "
                 "--set loader.max_unreadable"
             )
+
+
+def pause(stop: Stop) -> None:
+    """Leave long work where a signal asks any of the processes to.
+
+    Raises:
+        Preempted: It does.
+    """
+    if heard := int(highest(number(stop))[0]):
+        raise Preempted(f"{signal.Signals(heard).name}: between two steps")
+
+
+def number(stop: Stop) -> int:
+    """Return the number of the signal that asked to stop, or 0."""
+    return signal.Signals[stop.requested].value if stop.requested else 0

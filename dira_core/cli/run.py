@@ -56,6 +56,9 @@ def run(
     rendezvous: Annotated[
         str | None, typer.Option("--rendezvous", help="HOST:PORT of the first machine.")
     ] = None,
+    wait: Annotated[
+        int, typer.Option("--wait", min=1, help="Seconds a machine waits for the others.")
+    ] = 600,
     restarts: Annotated[
         int, typer.Option("--restarts", min=0, help="Fresh starts after a process is lost.")
     ] = 3,
@@ -83,13 +86,14 @@ def run(
             typer.echo(f"stage {part}" if part else "", nl=bool(part))
             show_rehearsal(rehearse(chosen, new_run_folder(out, name, f"dry-{title(chosen)}")))
         return
-    from dira_core.distributed import joined, launched
+    from dira_core.distributed import launched
+    from dira_core.peers import joined
 
     if launched():
         with attended(), joined(recipe.train.timeout_s):
             train(recipe, resume, out, name)
     elif machines > 1 or rendezvous or job or nproc not in (None, 1):
-        launch(sys.argv[1:], Launch(nproc or 1, machines, rendezvous, restarts, job or ""))
+        launch(sys.argv[1:], Launch(nproc or 1, machines, rendezvous, wait, restarts, job or ""))
     else:
         train(recipe, resume, out, name)
 

@@ -34,7 +34,8 @@ def verify(
     way. Exit codes: 0 bit-identical, 8 the first difference is named, with its likely cause,
     2 to 7 as of `dira run`.
     """
-    from dira_core.distributed import joined, launched, rank
+    from dira_core.distributed import launched, rank
+    from dira_core.peers import joined
 
     if nproc > 1 and not launched():
         launch(sys.argv[1:], Launch(nproc, restarts=0))
