@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dira_core.api import Result as Result
     from dira_core.api import pretrain as pretrain
     from dira_core.api import run as run
+    from dira_core.choices import DistortionChoice as DistortionChoice
     from dira_core.components import Command as Command
     from dira_core.components import Component as Component
     from dira_core.components import DistortionOptions as DistortionOptions
@@ -51,10 +52,8 @@ if TYPE_CHECKING:
     from dira_core.nn.queue import Queue as Queue
     from dira_core.nn.resnet import ResNet as ResNet
     from dira_core.nn.teacher import Teacher as Teacher
-    from dira_core.recipe import DistortionChoice as DistortionChoice
     from dira_core.recipe import Recipe as Recipe
-    from dira_core.recipe import Settings as Settings
-    from dira_core.recipe import resolve as resolve
+    from dira_core.resolving import resolve as resolve
     from dira_core.roles import Adversary as Adversary
     from dira_core.roles import Backbone as Backbone
     from dira_core.roles import Discriminator as Discriminator
@@ -67,6 +66,7 @@ if TYPE_CHECKING:
     from dira_core.roles import Source as Source
     from dira_core.roles import Tracker as Tracker
     from dira_core.roles import pool as pool
+    from dira_core.settings import Settings as Settings
     from dira_core.trio import Trio as Trio
     from dira_core.types import Batch as Batch
     from dira_core.types import Image as Image
@@ -80,6 +80,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
+    "choices": ["DistortionChoice"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],
@@ -107,7 +108,8 @@ _PUBLIC = {
     "nn.queue": ["Queue"],
     "nn.resnet": ["ResNet"],
     "nn.teacher": ["Teacher"],
-    "recipe": ["DistortionChoice", "Recipe", "Settings", "resolve"],
+    "recipe": ["Recipe"],
+    "resolving": ["resolve"],
     "roles": [
         "Adversary",
         "Backbone",
@@ -122,6 +124,7 @@ _PUBLIC = {
         "Tracker",
         "pool",
     ],
+    "settings": ["Settings"],
     "trio": ["Trio"],
     "types": ["Batch", "Image", "Objective", "Progress", "View"],
     "views": ["build_distortion", "distort"],

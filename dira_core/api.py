@@ -22,11 +22,12 @@ from dira_core.files import write_atomic
 from dira_core.pictures import contact_sheet, write_png
 from dira_core.plugins import installed
 from dira_core.precision import Precision, resolve_device, resolve_precision
-from dira_core.recipe import Recipe, Settings, to_toml
+from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
 from dira_core.roles import Source
 from dira_core.runfolder import RunFolder, Status
 from dira_core.session import Display, Preempted, Session, Silent, observe
+from dira_core.settings import Settings
 from dira_core.signals import Stop
 from dira_core.trainer import Trainer
 from dira_core.trio import Model, Trio

@@ -16,8 +16,9 @@ from dira_core.errors import RecipeError
 from dira_core.optim import build_optimizer
 from dira_core.plugins import installed, make
 from dira_core.precision import Precision
-from dira_core.recipe import Recipe, Settings
+from dira_core.recipe import Recipe
 from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker, trainable
+from dira_core.settings import Settings
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio
 
 

@@ -16,8 +16,8 @@ from dira_core.data.loader import Crops, Loader, whole_images
 from dira_core.health import restoration_report
 from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split
 from dira_core.precision import Precision
-from dira_core.recipe import Settings
 from dira_core.roles import Backbone, FeaturePass, Source
+from dira_core.settings import Settings
 from dira_core.trio import Attempt, Model, first_rows
 from dira_core.types import Batch
 

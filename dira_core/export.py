@@ -18,8 +18,9 @@ from dira_core.data.loader import cut
 from dira_core.data.readers import read
 from dira_core.errors import CheckpointError
 from dira_core.plugins import installed, make
-from dira_core.recipe import Recipe, Settings
+from dira_core.recipe import Recipe
 from dira_core.roles import Backbone, Restorer
+from dira_core.settings import Settings
 from dira_core.tensorfiles import write_tensors
 from dira_core.transplant import load_into
 from dira_core.trio import Trio

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dira_core.lars import LARS
-from dira_core.recipe import Optimizer as OptimizerOptions
+from dira_core.optimizer_options import Optimizer as OptimizerOptions
 from dira_core.types import Progress
 
 

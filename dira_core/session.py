@@ -15,10 +15,10 @@ import pluggy
 from dira_core.errors import CheckpointError, DataError, DiraError, DivergedError, PluginError
 from dira_core.files import write_atomic
 from dira_core.health import Health
-from dira_core.recipe import Settings
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import Lines, RunFolder
+from dira_core.settings import Settings
 from dira_core.signals import Stop
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer

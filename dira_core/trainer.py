@@ -15,9 +15,9 @@ from dira_core.data.loader import Crops
 from dira_core.health import gradient_report, restoration_report
 from dira_core.metrics import embedding_stats
 from dira_core.optim import gradient_norm, set_lr
+from dira_core.optimizer_options import Optimizer as OptimizerOptions
 from dira_core.precision import Precision
-from dira_core.recipe import Optimizer as OptimizerOptions
-from dira_core.recipe import Settings
+from dira_core.settings import Settings
 from dira_core.trio import Losses, Player, Turn, first_rows
 from dira_core.types import Batch, Progress
 

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from dira_core.donor import Donor
 from dira_core.errors import RecipeError
 from dira_core.precision import Precision
-from dira_core.recipe import Weights
 from dira_core.roles import (
     Adversary,
     Backbone,
@@ -30,6 +29,7 @@ from dira_core.roles import (
     Restorer,
     trainable,
 )
+from dira_core.settings import Weights
 from dira_core.types import Batch, Objective, Progress
 
 

@@ -12,9 +12,10 @@ from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
 from dira_core.plugins import make
-from dira_core.recipe import Settings, Views
 from dira_core.roles import Distortion
+from dira_core.settings import Settings
 from dira_core.types import Batch, View
+from dira_core.view_options import Views
 
 
 def build_distortion(choice: Choice) -> Distortion:

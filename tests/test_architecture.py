@@ -132,7 +132,7 @@ def test_importing_the_package_and_its_fast_commands_loads_no_heavy_library() ->
 import sys
 import dira_core
 from dira_core.cli import command_line
-from dira_core.recipe import resolve
+from dira_core.resolving import resolve
 from dira_core.layering import gather
 from typer.testing import CliRunner
 for words in (["--help"], ["run", "--help"], ["plugins"], ["plugins", "show", "unet"], ["config"]):

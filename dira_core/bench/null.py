@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from dira_core.optim import build_optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed
 from dira_core.precision import Precision
-from dira_core.recipe import Optimizer, Settings
 from dira_core.roles import FeaturePass
 from dira_core.runfolder import RunFolder
 from dira_core.session import Session, Silent
+from dira_core.settings import Settings
 from dira_core.signals import Stop
 from dira_core.testing import TinySource
 from dira_core.trainer import Trainer

@@ -9,7 +9,7 @@ import typer
 
 from dira_core.cli.config import recipe_flags
 from dira_core.layering import Layer
-from dira_core.recipe import resolve
+from dira_core.resolving import resolve
 
 app = typer.Typer(help="Measure speed on this machine.", no_args_is_help=True)
 

@@ -121,7 +121,8 @@ def config(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
 ) -> None:
     """Print the recipe that these flags would run."""
-    from dira_core.recipe import recipe_schema, resolve, to_toml
+    from dira_core.recipe import recipe_schema, to_toml
+    from dira_core.resolving import resolve
 
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=2))

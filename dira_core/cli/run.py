@@ -11,7 +11,8 @@ import typer
 from dira_core.cli.config import recipe_flags
 from dira_core.errors import RecipeError
 from dira_core.layering import Layer, default_preset, file_layer
-from dira_core.recipe import Recipe, resolve
+from dira_core.recipe import Recipe
+from dira_core.resolving import resolve
 from dira_core.runfolder import RECIPE, new_run_folder
 from dira_core.signals import EXIT_PREEMPTED
 

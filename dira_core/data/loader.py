@@ -16,8 +16,8 @@ from dira_core.draws import Draws, shuffled
 from dira_core.errors import DataError, DiraError, PluginError
 
 if TYPE_CHECKING:
-    from dira_core.recipe import Settings
     from dira_core.roles import Source
+    from dira_core.settings import Settings
     from dira_core.types import Image
 
 

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 from dira_core import cli
 from dira_core.errors import RecipeError
 from dira_core.layering import Layer, assignment
+from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed
-from dira_core.recipe import Optimizer, Recipe, Resolved, digest, recipe_schema, resolve, to_toml
+from dira_core.recipe import Recipe, digest, recipe_schema, to_toml
+from dira_core.resolving import Resolved, resolve
 
 PLUGIN = """
 from dira_core import Component, Options, Preset, hookimpl

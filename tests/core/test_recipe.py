@@ -15,7 +15,8 @@ from dira_core import toml
 from dira_core.errors import DiraError, PluginError, RecipeError
 from dira_core.layering import Layer, assignment, default_preset, gather
 from dira_core.plugins import installed
-from dira_core.recipe import Recipe, Resolved, digest, recipe_schema, resolve, to_toml
+from dira_core.recipe import Recipe, digest, recipe_schema, to_toml
+from dira_core.resolving import Resolved, resolve
 
 PLUGIN = """
 from typing import Annotated

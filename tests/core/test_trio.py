@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dira_core import Adversary, Discriminator, Encodings, Objective, Progress, Restorer, View
 from dira_core.errors import RecipeError
 from dira_core.precision import Precision
-from dira_core.recipe import Weights
+from dira_core.settings import Weights
 from dira_core.testing import TinyBackbone, tiny_batch
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio, Turn
 

@@ -17,7 +17,7 @@ from dira_barlow import BarlowOptions
 from dira_core import Backbone, Batch, Discriminator, Encodings, View
 from dira_core.nn.resnet import ResNet
 from dira_core.optim import base_lr
-from dira_core.recipe import Optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_core.testing import check
 
 LAMBD = 0.02

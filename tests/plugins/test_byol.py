@@ -14,7 +14,7 @@ import dira_byol
 from dira_byol import BYOLOptions
 from dira_core import Backbone, Batch, Discriminator, Encodings, Progress, Teacher
 from dira_core.optim import base_lr
-from dira_core.recipe import Optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_core.testing import check
 
 SMALL = {"dim": 8, "hidden": 12}

@@ -26,8 +26,8 @@ from dira_core import (
     View,
 )
 from dira_core.api import pretrain
+from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed, make
-from dira_core.recipe import Optimizer
 from dira_core.testing import TinyBackbone, TinySource, check, choice
 from dira_deepcluster.kmeans import kmeans, nearest, whiten
 

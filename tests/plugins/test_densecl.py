@@ -19,8 +19,8 @@ from dira_core import (
     View,
     info_nce,
 )
+from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed, make
-from dira_core.recipe import Optimizer
 from dira_core.testing import TinyBackbone, check, choice
 from dira_densecl.densecl import DenseCL, correspondence
 

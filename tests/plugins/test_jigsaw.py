@@ -16,7 +16,7 @@ from dira_core import Batch, Discriminator, Distortion, Draws, Encodings, Recipe
 from dira_core.data.loader import Crops
 from dira_core.layering import Layer
 from dira_core.plugins import make
-from dira_core.recipe import resolve
+from dira_core.resolving import resolve
 from dira_core.testing import TinyBackbone, check, choice
 from dira_core.views import ViewMaker
 from dira_jigsaw.jigsaw import average_places, permutations, shuffle_tiles

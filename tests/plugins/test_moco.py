@@ -17,7 +17,7 @@ from world import WORLD, together
 import dira_moco
 from dira_core import Backbone, Batch, Discriminator, Encodings, Progress, Queue, View
 from dira_core.nn.resnet import ResNet
-from dira_core.recipe import Optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_core.testing import TinyBackbone, check
 from dira_moco import MoCoOptions
 

@@ -13,7 +13,8 @@ import dira_simsiam
 from dira_core.components import Choice
 from dira_core.draws import Draws
 from dira_core.layering import gather
-from dira_core.recipe import Recipe, Resolved, resolve
+from dira_core.recipe import Recipe
+from dira_core.resolving import Resolved, resolve
 from dira_core.views import build_distortion
 from dira_paper import dira_presets
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import dira_patchgan
 from dira_core import Adversary, RecipeError
-from dira_core.recipe import Optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_patchgan import PatchGANOptions
 
 SMALL = (4, 5, 6, 7)

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from dira_core import Backbone, Batch, Encodings, Progress, View
 from dira_core.data.loader import Crops
 from dira_core.layering import Layer
+from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed, make
-from dira_core.recipe import Optimizer, resolve
+from dira_core.resolving import resolve
 from dira_core.testing import check, choice
 from dira_core.views import ViewMaker
 from dira_pixpro.pixpro import PixPro, consistency, propagate, same_place

@@ -16,9 +16,10 @@ from dira_core import Batch, Discriminator, Distortion, Draws, Encodings, Recipe
 from dira_core.api import pretrain
 from dira_core.layering import Layer
 from dira_core.plugins import make
-from dira_core.recipe import Views, resolve
+from dira_core.resolving import resolve
 from dira_core.runfolder import read_lines
 from dira_core.testing import TinyBackbone, TinySource, check, choice
+from dira_core.view_options import Views
 
 
 def build(backbone: TinyBackbone) -> Discriminator:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import dira_simclr
 from dira_core import Batch, Encodings, mlp
 from dira_core.optim import base_lr
-from dira_core.recipe import Optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_core.testing import check
 from dira_simclr import SimCLROptions
 

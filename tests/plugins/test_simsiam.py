@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import dira_simsiam
 from dira_core import Backbone, Batch, Discriminator, Encodings, View
 from dira_core.nn.resnet import ResNet
-from dira_core.recipe import Optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_simsiam import SimSiamOptions
 
 

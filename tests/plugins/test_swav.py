@@ -24,8 +24,9 @@ import dira_swav
 from dira_core import Backbone, Batch, Discriminator, Encodings, Progress, Queue, mlp
 from dira_core.build import build_optimizer
 from dira_core.optim import base_lr
-from dira_core.recipe import Optimizer, Views
+from dira_core.optimizer_options import Optimizer
 from dira_core.testing import check, half
+from dira_core.view_options import Views
 from dira_swav import SwAVOptions
 from dira_swav.swav import SwAV, cosines, sinkhorn, swapped
 

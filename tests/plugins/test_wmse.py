@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import dira_wmse
 from dira_core import Batch, Encodings, mlp
-from dira_core.recipe import Optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_core.testing import check, half
 from dira_wmse import WMSEOptions
 from dira_wmse.wmse import w_mse, whiten, whiten_groups
