@@ -203,10 +203,14 @@ class Source(ABC):
     Attributes:
         labels: One integer per image for probes, or None. Never used in pretraining.
         words: One pseudo-class per image (a visual word) that becomes `Batch.label`, or None.
+        patients: One integer per image, the same for images of one patient, or None.
+        classes: What the labels are called, by their number, or None.
     """
 
     labels: np.ndarray | None = None
     words: np.ndarray | None = None
+    patients: np.ndarray | None = None
+    classes: list[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -98,6 +98,22 @@ def crop_level(image: Image, box: Tensor, size: int) -> np.ndarray:
     return resize(pixels[(slice(None), *inside)], size)
 
 
+def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None:
+    """Map a window to [0, 1], clip, and write the result where it belongs.
+
+    Args:
+        crop: (C, *S) float32, of any memory layout.
+        window: The values that become 0 and 1; a window without width gives 0.
+        pixels: (C, *S) float32, or with one channel of the crop repeated.
+    """
+    low, high = window
+    scale = 1 / (high - low) if low != high else 0.0
+    np.multiply(crop, scale, out=pixels.numpy())
+    if low:
+        pixels -= low * scale
+    pixels.clamp_(0, 1)
+
+
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize an image by the triangle filter, as wide as a source pixel needs: antialiased.
 
