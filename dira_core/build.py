@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,9 +11,13 @@ import torch
 from torch import nn
 
 from dira_core.components import Choice, Kind
+from dira_core.distributed import world_size
 from dira_core.donor import Donor
 from dira_core.errors import RecipeError
+from dira_core.nn.recompute import recompute
+from dira_core.nn.sync_norm import synchronise
 from dira_core.optim import build_optimizer
+from dira_core.parallel import Sharded, chosen_strategy, wrapped
 from dira_core.plugins import installed, make
 from dira_core.precision import Precision
 from dira_core.recipe import Recipe
@@ -94,28 +98,44 @@ def build_trio(recipe: Recipe) -> Trio:
 
 
 def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[Player]:
-    """Move a trio to its device and memory layout, and make players of it.
+    """Move a trio to its device and memory layout, share it with other processes, make players.
 
     Raises:
         RecipeError: The trio has nothing to train.
     """
     trio.check()
+    train, device = settings.train, precision.device
+    strategy = chosen_strategy(train.strategy)
     model = Model(trio, settings.views.discriminator_sees)
-    batch = settings.train.batch_size * settings.train.accumulate
-    modules: list[nn.Module] = [model, *([trio.adversary] if trio.adversary else [])]
-    for module in modules:
-        place(module, precision.device, channels_last=settings.train.channels_last)
-        module.train()
+    place(model, device, channels_last=train.channels_last and not isinstance(strategy, Sharded))
+    adapt([trio.backbone, *([trio.restorer] if trio.restorer else [])], settings)
+    if train.sync_norm:
+        synchronise(model, device)
+    shared = wrapped(model.train(), strategy)
+    batch = train.batch_size * train.accumulate * world_size()
     optimizer = build_optimizer(model.param_groups(), settings.optimizer, batch)
     adversary = trio.adversary
     if adversary is None:
-        return [ModelPlayer(model, optimizer, settings.weights, precision)]
+        return [ModelPlayer(shared, optimizer, settings.weights, precision)]
+    place(adversary, device, channels_last=train.channels_last)
+    if train.sync_norm:
+        synchronise(adversary, device)
+    critic = wrapped(adversary.train(), chosen_strategy("ddp"))  # too small for shards
     groups = [{"params": trainable([adversary])}]
     critic_optimizer = build_optimizer(groups, settings.critic_optimizer, batch)
     return [
-        ModelPlayer(model, optimizer, settings.weights, precision, adversary, adversary),
-        CriticPlayer(adversary, critic_optimizer, adversary),
+        ModelPlayer(shared, optimizer, settings.weights, precision, critic),
+        CriticPlayer(critic, critic_optimizer),
     ]
+
+
+def adapt(parts: Sequence[Backbone | Restorer], settings: Settings) -> None:
+    """Let networks forget activations, and compile them, as the recipe says."""
+    for part in parts:
+        if settings.train.recompute:
+            recompute(part.segments())
+        if settings.train.compile:
+            part.compile()
 
 
 def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:

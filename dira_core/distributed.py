@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore  # type: ignore[attr-defined] # it is public all the same
-from torch.distributed.nn.functional import all_reduce
 
 from dira_core.errors import PeerError
 
@@ -58,7 +57,7 @@ def launched() -> bool:
 
 @contextmanager
 def joined(timeout_s: float) -> Iterator[None]:
-    """Join the processes of a launcher while the context lasts; alone or joined already, do nothing.
+    """Join the processes of a launcher while the context lasts; alone, or joined, do nothing.
 
     CPU tensors travel by gloo, CUDA tensors by NCCL.
 
@@ -116,9 +115,7 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """Add up a tensor over all processes; so is its gradient."""
-    if world_size() == 1:
-        return tensor
-    return cast(Tensor, all_reduce(tensor.contiguous()))  # type: ignore[no-untyped-call]
+    return tensor if world_size() == 1 else cast(Tensor, _Sum.apply(tensor))
 
 
 @torch.no_grad()
@@ -179,6 +176,22 @@ class _Gather(torch.autograd.Function):
         total = gradients[0].contiguous().clone()
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce, whose gradient is the all-reduce of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        return total
 
 
 def _absent() -> list[int]:

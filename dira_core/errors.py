@@ -7,7 +7,8 @@
     ├── CheckpointError         3   no checkpoint can be trusted
     ├── PluginError             4   a plugin is broken, or raised
     ├── DivergedError           5   the loss is not finite, or a health policy said stop
-    └── ResourceError           6   no memory or no disk space left
+    ├── ResourceError           6   no memory or no disk space left
+    └── PeerError               7   another process of the run died or hangs
 
 A message is one line in lower case: the rule, the value got, the way out. `assert` means our own
 bug.

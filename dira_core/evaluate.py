@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
 from dira_core.data.loader import Crops, Loader, whole_images
+from dira_core.distributed import gather_rows, rank, world_size
 from dira_core.health import restoration_report
 from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split
 from dira_core.precision import Precision
@@ -94,7 +95,11 @@ class SourceFeatures(FeaturePass):
     """Features of every image of a source, for Discriminators that cluster."""
 
     def __init__(
-        self, backbone: Backbone, source: Source, settings: Settings, device: torch.device
+        self,
+        backbone: Callable[[], Backbone],
+        source: Source,
+        settings: Settings,
+        device: torch.device,
     ) -> None:
         self._backbone = backbone
         self._source = source
@@ -102,12 +107,13 @@ class SourceFeatures(FeaturePass):
         self._device = device
 
     def __call__(self) -> Tensor:
-        """Return (N, channels[-1]) in float32 on the CPU."""
-        views = self._settings.views
-        every = range(len(self._source))
-        return features(
-            self._backbone, self._source, views.size, views.channels, every, self._device
-        )
+        """Return (N, channels[-1]) in float32 on the CPU; every process encodes a part."""
+        views, n, processes = self._settings.views, len(self._source), world_size()
+        backbone = self._backbone()
+        each = -(-n // processes)
+        mine = [min(i, n - 1) for i in range(rank() * each, (rank() + 1) * each)]
+        found = features(backbone, self._source, views.size, views.channels, mine, self._device)
+        return gather_rows(found)[:n]
 
 
 def held_out(loader: Loader, rows: int) -> Crops:

@@ -42,6 +42,10 @@ class Backbone(nn.Module, ABC):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Encode images (B, in_channels, *S) into a pyramid, shallow to deep."""
 
+    def segments(self) -> list[nn.Module]:
+        """Return parts that can be sharded and computed again one by one; each is called once."""
+        return []
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -148,6 +152,10 @@ class Restorer(nn.Module, ABC):
     @abstractmethod
     def distance(self, restored: Tensor, view: View) -> Tensor:
         """Return L_res: how far `restored` is from `view.crop`, a scalar in float32."""
+
+    def segments(self) -> list[nn.Module]:
+        """Return parts that can be sharded and computed again one by one; each is called once."""
+        return []
 
 
 class Adversary(nn.Module, ABC):

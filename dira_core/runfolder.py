@@ -168,6 +168,20 @@ class RunFolder:
         self.checkpoints.sweep()
 
 
+class NoLines:
+    """Keep no lines: the first process of a run does."""
+
+    def append(self, line: Mapping[str, Value]) -> None:
+        """Do nothing."""
+
+    def position(self) -> int:
+        """Return 0."""
+        return 0
+
+    def truncate(self, position: int) -> None:
+        """Do nothing."""
+
+
 class Lines:
     """Append JSON lines that a killed process, a full disk or a resumed run cannot garble.
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import resource
+import signal
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import pluggy
 
+from dira_core.distributed import from_first, gathered, highest, rank, world_size
 from dira_core.errors import CheckpointError, DataError, DiraError, DivergedError, PluginError
 from dira_core.files import write_atomic
 from dira_core.health import Health
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
-from dira_core.runfolder import Lines, RunFolder
+from dira_core.runfolder import Lines, NoLines, RunFolder
 from dira_core.settings import Settings
 from dira_core.signals import Stop
 from dira_core.trainer import Setback, Trainer
@@ -57,11 +60,13 @@ class Silent:
 
 
 def observe(call: pluggy.HookCaller, **event: Any) -> None:
-    """Tell every plugin that observes an event.
+    """Tell every plugin that observes an event; of several processes the first one does.
 
     Raises:
         PluginError: One of them raised; the message names it.
     """
+    if rank() > 0:
+        return
     try:
         call(**event)
     except DiraError:
@@ -117,8 +122,9 @@ class Session:
         self._features = features
         self._health = Health()
         self._recoveries = 0
-        self._metrics = Lines(folder.path / "metrics.jsonl")
-        self._speed = Lines(folder.path / "speed.jsonl")
+        first = rank() == 0
+        self._metrics = Lines(folder.path / "metrics.jsonl") if first else NoLines()
+        self._speed = Lines(folder.path / "speed.jsonl") if first else NoLines()
         self._unreadable = 0
         self._first: tuple[int, float] | None = None
         self._since = (0, time.perf_counter(), 0.0)
@@ -139,13 +145,12 @@ class Session:
             DataError: Too many images are unreadable.
         """
         progress = trainer.progress
-        self._check_readable(trainer)
+        stopping = self._heard(trainer)
         if metrics:
             self._log(progress, metrics, self._pace(trainer))
             self._check_health(progress, metrics)
         if progress.step % trainer.steps_per_epoch == 0:
             observe(self._hook.dira_epoch_ended, progress=progress)
-        stopping = self._stop.requested
         if progress.step % self._settings.checkpoint.every_steps == 0 or stopping:
             self.save(trainer)
         if stopping:
@@ -161,7 +166,8 @@ class Session:
         advice = ""
         if setback.indices:
             names = "\n".join(self._source.name(i) for i in setback.indices)
-            write_atomic(self._folder.path / f"setback-{trainer.step}.txt", names.encode())
+            if rank() == 0:
+                write_atomic(self._folder.path / f"setback-{trainer.step}.txt", names.encode())
             advice = (
                 f"; the images of the step are in setback-{trainer.step}.txt; try a smaller "
                 "optimizer.lr or train.precision=fp32, or --set health.nonfinite=skip"
@@ -189,11 +195,13 @@ class Session:
             "metrics": self._metrics.position(),
             "speed": self._speed.position(),
             "source": self._source.fingerprint(),
+            "world_size": world_size(),
             "next": trainer.next_images(),
             "notes": self.notes,
         }
-        path = self._folder.checkpoints.save(trainer.step, tensors, state)
-        observe(self._hook.dira_checkpoint_saved, path=path, progress=trainer.progress)
+        if rank() == 0:
+            path = self._folder.checkpoints.save(trainer.step, tensors, state)
+            observe(self._hook.dira_checkpoint_saved, path=path, progress=trainer.progress)
 
     def resume(self, trainer: Trainer) -> None:
         """Continue from the newest checkpoint that can be trusted.
@@ -201,12 +209,14 @@ class Session:
         Raises:
             CheckpointError: There is none, or the data are not those it was trained on.
         """
-        path = self._folder.checkpoints.latest()
-        if path is None:
+        newest = self._folder.checkpoints.latest() if rank() == 0 else None
+        name = from_first(str(newest or ""))
+        if not name:
             raise CheckpointError(
                 f"no checkpoint in {self._folder.path} to go back to: start it anew without "
                 "--resume, under another --out"
             )
+        path = Path(name)
         tensors, state = self._folder.checkpoints.load(path)
         if state["source"] != self._source.fingerprint():
             raise CheckpointError(
@@ -221,6 +231,12 @@ class Session:
         self._metrics.truncate(state["metrics"])
         self._speed.truncate(state["speed"])
         self.notes = state["notes"]
+        if state["world_size"] != world_size():
+            self._display.said(
+                f"saved by {state['world_size']} processes, continued by {world_size()}: the order "
+                "of images is the same, sums are rounded in another one, and batch norms that are "
+                "not synchronised see batches of another size"
+            )
         self._first, self._since = None, (trainer.step, time.perf_counter(), trainer.waited)
         here = trainer.progress
         self._display.said(
@@ -279,13 +295,24 @@ class Session:
             if self._settings.health.policy == "rollback":
                 raise Setback(alarm.message)
 
-    def _check_readable(self, trainer: Trainer) -> None:
-        bad, n = trainer.loader.unreadable, len(self._source)
-        if len(bad) == self._unreadable:
-            return
+    def _heard(self, trainer: Trainer) -> str | None:
+        """Return the signal that asks all processes to stop; let them know of unreadable images."""
+        asked = self._stop.requested
+        number = signal.Signals[asked].value if asked else 0
+        found = len(trainer.loader.unreadable) != self._unreadable
+        heard, news = highest(number, found)
+        if news:
+            for bad in gathered(list(trainer.loader.unreadable.items())):
+                trainer.loader.unreadable.update(bad)
+            self._check_readable(trainer.loader.unreadable)
+        return signal.Signals(int(heard)).name if heard else None
+
+    def _check_readable(self, bad: Mapping[int, str]) -> None:
+        n = len(self._source)
         self._unreadable = len(bad)
         lines = [f"{self._source.name(i)}: {reason}\n" for i, reason in sorted(bad.items())]
-        write_atomic(self._folder.path / "unreadable.txt", "".join(lines).encode())
+        if rank() == 0:
+            write_atomic(self._folder.path / "unreadable.txt", "".join(lines).encode())
         allowed = self._settings.loader.max_unreadable
         if len(bad) > allowed * n:
             raise DataError(

@@ -59,6 +59,29 @@ class Train(Options):
     )
     channels_last: bool = Field(True, description="memory layout of images and weights")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where the step runs")
+    processes: int | None = Field(
+        None,
+        ge=1,
+        description="processes that batch_size is meant for; with more or fewer it is changed so "
+        "that the global batch stays; none: as many as there are",
+    )
+    strategy: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="of several processes: ddp, each holds the whole model, or fsdp, weights and "
+        "optimizer states are spread over them (the critic is always whole)",
+    )
+    sync_norm: bool = Field(
+        False, description="batch norms use the global batch, not that of their process"
+    )
+    recompute: bool = Field(
+        False,
+        description="activation checkpointing: forget what is inside each block of backbone and "
+        "decoder, and compute it again for the backward pass; the same bits",
+    )
+    compile: bool = Field(False, description="compile backbone and decoder (torch.compile)")
+    timeout_s: float = Field(
+        600, gt=0, description="seconds a process waits for the others before the run ends"
+    )
     deterministic: bool = Field(
         True, description="same recipe, seed and machine give the same bits"
     )

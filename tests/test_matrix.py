@@ -49,7 +49,7 @@ def test_two_steps_are_finite_and_reach_the_backbone(
     recipe = resolve(small(name, restorer, adversary)).recipe
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     trainer = game.trainer
-    features = SourceFeatures(game.trio.backbone, game.source, recipe, game.precision.device)
+    features = SourceFeatures(game.backbone, game.source, recipe, game.precision.device)
     before = {k: p.detach().clone() for k, p in game.trio.backbone.named_parameters()}
     player = trainer.players[0]
     assert isinstance(player, ModelPlayer)

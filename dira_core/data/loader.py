@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from dira_core.data.crops import centre_box, crop_boxes, crop_resize, normalise, reduce_channels
 from dira_core.data.pyramid import crop_level, on_grid, place
 from dira_core.data.workers import Workers
+from dira_core.distributed import rank, world_size
 from dira_core.draws import Draws, shuffled
 from dira_core.errors import DataError, DiraError, PluginError
 
@@ -214,7 +215,8 @@ class Loader:
     """Yield the batches of any epoch, from any image on; the last, incomplete batch is dropped.
 
     A batch is a function of the recipe and of its place in the epoch: the number of workers, what
-    was read before and a resumed run change nothing.
+    was read before and a resumed run change nothing. Of several processes, each makes its part of
+    a batch of `batch_size` images a process.
 
     Args:
         source: Where images come from.
@@ -223,8 +225,8 @@ class Loader:
         timeout: Seconds to wait for a batch of the workers before the storage is said to hang.
 
     Attributes:
-        batch_size: Images of a batch.
-        batches_per_epoch: Complete batches of an epoch.
+        batch_size: Images of a batch in this process.
+        batches_per_epoch: Complete batches of an epoch, over all processes.
         unreadable: Images met so far that cannot be read, and why.
 
     Raises:
@@ -235,8 +237,9 @@ class Loader:
         self, source: Source, settings: Settings, n_views: int, *, timeout: float = 300.0
     ) -> None:
         self.batch_size = settings.train.batch_size
-        self.batches_per_epoch = len(source) // self.batch_size
-        needed = self.batch_size * settings.train.accumulate
+        self._all = self.batch_size * world_size()
+        self.batches_per_epoch = len(source) // self._all
+        needed = self._all * settings.train.accumulate
         if len(source) < needed:
             raise DataError(
                 f"a step needs {needed} images, the source has {len(source)}: choose a smaller "
@@ -273,8 +276,9 @@ class Loader:
             DataError: Too many images are unreadable, or a worker died or hangs.
         """
         order = self.order(epoch, salt).tolist()
-        firsts = range(start, self._n - self.batch_size + 1, self.batch_size)
-        requests = [Request(order[i : i + self.batch_size], epoch, salt) for i in firsts]
+        own, size = rank() * self.batch_size, self.batch_size
+        firsts = range(start + own, self._n - self._all + own + 1, self._all)
+        requests = [Request(order[i : i + size], epoch, salt) for i in firsts]
         made = (
             self._workers.answers(requests) if self._workers else map(self._dataset.crops, requests)
         )
