@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
@@ -81,7 +81,7 @@ class Entry(NamedTuple):
 
 
 ENTRY = np.dtype(
-    [(name, "<f8" if kind == "float" else "<i8") for name, kind in Entry.__annotations__.items()]
+    [(name, "<f8" if kind is float else "<i8") for name, kind in get_type_hints(Entry).items()]
 )
 """How entries lie in the index."""
 
@@ -155,7 +155,9 @@ class Index:
             raise ValueError(f"no index of a cache: {error}") from error
 
 
-def write(folder: Path, index: Index, pieces: list[int], made_from: Mapping[str, Any]) -> None:
+def write(
+    folder: Path, index: Index, pieces: list[int], made_from: Mapping[str, JsonValue]
+) -> None:
     """Write index and header: from now on the folder is a cache."""
     data = index.to_bytes()
     write_atomic(folder / INDEX, data)

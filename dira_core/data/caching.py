@@ -102,12 +102,12 @@ def _begun(folder: Path, wanted: Mapping[str, Any]) -> bool:
     complete, plan = (folder / CACHE).is_file(), folder / PLAN
     if complete or plan.is_file():
         held = cacheindex.read_header(folder).made_from if complete else _plan(plan)
-        differing = [key for key in wanted.keys() | held.keys() if wanted.get(key) != held.get(key)]
+        differing = sorted(k for k in wanted.keys() | held.keys() if wanted.get(k) != held.get(k))
         if differing:
-            said = ", ".join(f"{k} {held.get(k)} -> {wanted.get(k)}" for k in sorted(differing))
+            said = ", ".join(f"{k} is {held.get(k)}, not {wanted.get(k)}" for k in differing)
             raise RunFolderError(
-                f"{folder} holds a cache of another source or with other settings ({said}): use "
-                "another --out, or remove it"
+                f"{folder} holds a cache of other images or settings ({said}): use another --out, "
+                "or remove it"
             )
         return complete
     if {path.name for path in folder.iterdir()} - {LOCK}:
@@ -155,15 +155,15 @@ def _check_space(source: Source, folder: Path, grey: bool, missing: Sequence[int
     Raises:
         ResourceError: There is not.
     """
-    positions = [position for number in missing for position in positions(source, number)]
+    wanted = [position for number in missing for position in positions(source, number)]
     sizes = []
-    for position in positions[:: -(-len(positions) // SAMPLE) or 1]:
+    for position in wanted[:: -(-len(wanted) // SAMPLE) or 1]:
         try:
             image = stored(read_image(source, position), grey)
         except DataError:
             continue
         sizes.append(values(image.pixels.shape) * image.pixels.itemsize)
-    need = sum(sizes) / max(1, len(sizes)) * len(positions)
+    need = sum(sizes) / max(1, len(sizes)) * len(wanted)
     free = shutil.disk_usage(folder).free
     if need > free:
         raise ResourceError(

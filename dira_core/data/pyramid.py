@@ -52,7 +52,7 @@ def _pairs(sums: np.ndarray, axis: int, wide: np.dtype) -> np.ndarray:
 
 
 def on_grid(boxes: Tensor, shapes: Tensor, size: int, depths: Tensor) -> Tensor:
-    """Move crop boxes onto the grid of the level they are cut from: by less than a pixel of it.
+    """Move crop boxes onto the grid of the level they are cut from: by at most a pixel of it.
 
     Args:
         boxes: First and last edge along each axis in px, (B, D, 2) int64.
@@ -71,7 +71,8 @@ def on_grid(boxes: Tensor, shapes: Tensor, size: int, depths: Tensor) -> Tensor:
     step = (1 << fine_enough.minimum(depths))[:, None]
     room = shapes // step
     cells = ((sides + step // 2) // step).minimum(room)
-    first = ((boxes[..., 0] + step // 2) // step).minimum(room - cells)
+    first = ((boxes.sum(-1) - cells * step + step) // (2 * step)).clamp(min=0)  # the middle stays
+    first = first.minimum(room - cells)
     return torch.stack([first, first + cells], -1) * step[..., None]
 
 
