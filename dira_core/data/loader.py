@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dira_core.buffers import Buffers
 from dira_core.data.crops import centre_box, crop_boxes, crop_resize, normalise, reduce_channels
 from dira_core.data.pyramid import crop_level, on_grid, place
 from dira_core.data.workers import Workers
@@ -162,6 +163,7 @@ class CropDataset(Dataset[Crops]):
         self._seed = settings.seed
         self._views = [views.of(view) for view in range(n_views)]
         self._channels = views.channels
+        self._buffers = Buffers()
 
     def crops(self, request: Request) -> Crops:
         """Read and crop the images of a batch.
@@ -174,11 +176,15 @@ class CropDataset(Dataset[Crops]):
         images = [image for _, image in read]
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
         boxes = self._boxes(index, images, request)
+        pixels = [
+            self._buffers.empty(len(images), self._channels, *[view.size] * boxes.shape[2])
+            for view in self._views
+        ]
+        for row, image in enumerate(images):  # all views of it while it is in the cache
+            for number, view in enumerate(pixels):
+                cut(image, boxes[row, number], view[row])
         return Crops(
-            pixels=tuple(
-                cut(images, boxes[:, number], view.size, self._channels)
-                for number, view in enumerate(self._views)
-            ),
+            pixels=tuple(pixels),
             box=boxes.float(),
             index=index,
             label=None if self._words is None else self._words[index],
@@ -297,16 +303,14 @@ def salted(seed: int, salt: int) -> int:
     return seed + (salt << 32)
 
 
-def cut(images: Sequence[Image], boxes: Tensor, size: int, channels: int) -> Tensor:
-    """Crop images to boxes (B, D, 2): (B, channels, *S) in [0, 1]; one channel is repeated."""
-    pixels = torch.empty(len(images), channels, *[size] * boxes.shape[1])
-    for row, (image, box) in enumerate(zip(images, boxes, strict=True)):
-        if image.levels:
-            crop = reduce_channels(crop_level(image, box, size), channels)
-            place(crop, image.window, pixels[row])
-        else:
-            pixels[row] = normalise(crop_resize(image.pixels, box, size), image.window)
-    return pixels
+def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
+    """Write the crop of an image into `pixels`, (C, *S) in [0, 1]; one channel is repeated."""
+    size, channels = pixels.shape[-1], len(pixels)
+    if image.levels:
+        crop = reduce_channels(crop_level(image, box, size), channels)
+        place(crop, image.window, pixels)
+    else:
+        pixels[...] = normalise(crop_resize(image.pixels, box, size), image.window)
 
 
 def whole_images(source: Source, indices: Sequence[int], size: int, channels: int) -> Tensor:
@@ -317,5 +321,8 @@ def whole_images(source: Source, indices: Sequence[int], size: int, channels: in
     """
     reader = Images(source, channels)
     images = [reader.readable(int(index))[1] for index in indices]
-    boxes = torch.stack([centre_box(image.pixels.shape[1:]) for image in images])
-    return cut(images, boxes, size, channels)
+    boxes = [centre_box(image.pixels.shape[1:]) for image in images]
+    pixels = torch.empty(len(images), channels, *[size] * len(boxes[0]))
+    for image, box, place_of in zip(images, boxes, pixels, strict=True):
+        cut(image, box, place_of)
+    return pixels

@@ -6,15 +6,13 @@ the box says. Pure functions.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from dira_core.filters import filtered, resizing
 from dira_core.types import Image
 
 SMALLEST_SIDE = 8
@@ -116,10 +114,7 @@ def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Resize an image by the triangle filter, as wide as a source pixel needs: antialiased.
-
-    Pillow's and torchvision's BILINEAR, for any number of axes. Along one axis a pixel is a
-    weighted sum of rows; after each axis the next one comes first.
+    """Resize an image by the triangle filter along each axis: antialiased.
 
     Args:
         pixels: (C, *S), integers or floats.
@@ -128,65 +123,4 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     Returns:
         (C, size, ...) float32, of any memory layout.
     """
-    turn = (*range(1, pixels.ndim), 0)
-    turned = pixels.transpose(turn)
-    for _ in pixels.shape[1:]:
-        rest = turned.shape[1:]
-        rows = _spread(turned)
-        resized = _sums_of_rows(torch.from_numpy(rows), filter_taps(len(rows), size)).numpy()
-        turned = resized[:, : math.prod(rest)].reshape(size, *rest).transpose(turn)
-    return turned
-
-
-def _spread(pixels: np.ndarray) -> np.ndarray:
-    """Copy (n, *rest) into rows of float32 that start in different parts of a processor's cache.
-
-    The next axis is read down the columns: rows a multiple of 64 bytes long would push each other
-    out of the cache.
-    """
-    width = math.prod(pixels.shape[1:])
-    rows = np.empty((len(pixels), width + (8 - width) % 16), np.float32)
-    rows[:, :width].reshape(pixels.shape)[...] = pixels
-    return rows
-
-
-class Taps(NamedTuple):
-    """Which rows make up each row of a result.
-
-    Attributes:
-        rows: (T,) int64, rows of the source, those of the first result first.
-        starts: (size,) int64, where the rows of each result start in `rows`.
-        weights: (T,) float32; those of one result sum to 1.
-    """
-
-    rows: Tensor
-    starts: Tensor
-    weights: Tensor
-
-
-def _sums_of_rows(table: Tensor, taps: Taps) -> Tensor:
-    """Return weighted sums of rows: (n, M) float32 -> (size, M)."""
-    sums = torch.embedding_bag(
-        table, taps.rows, taps.starts, mode=0, per_sample_weights=taps.weights
-    )
-    return sums[0]
-
-
-@functools.lru_cache(4096)
-def filter_taps(side: int, size: int) -> Taps:
-    """Return how `side` pixels become `size` by the triangle filter."""
-    weights = filter_weights(side, size)
-    result, row = np.nonzero(weights)
-    starts = np.searchsorted(result, np.arange(size))
-    values = weights[result, row].astype(np.float32)
-    return Taps(torch.from_numpy(row), torch.from_numpy(starts), torch.from_numpy(values))
-
-
-def filter_weights(side: int, size: int) -> np.ndarray:
-    """Return the weight of each of `side` pixels in each of `size`: (size, side) float64."""
-    scale = side / size
-    reach = max(scale, 1.0)
-    centre = (np.arange(size)[:, None] + 0.5) * scale
-    near = np.maximum(0.0, 1.0 - np.abs(np.arange(side) + 0.5 - centre) / reach)
-    weights: np.ndarray = near / near.sum(1, keepdims=True)
-    return weights
+    return filtered(pixels, [resizing(side, size) for side in pixels.shape[1:]])

@@ -16,13 +16,13 @@ from dira_core.data.crops import crop_boxes
 from dira_core.data.phantom import draw
 from dira_core.data.pyramid import (
     crop_level,
-    filter_weights,
     levels,
     on_grid,
     place,
     resize,
 )
 from dira_core.draws import Draws
+from dira_core.filters import resizing_weights
 from dira_core.types import Image
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -145,7 +145,9 @@ def test_a_volume_is_resized_along_each_axis(shape: tuple[int, ...]) -> None:
     pixels = noise(*shape).astype(np.float64)
     expected = pixels
     for axis, side in enumerate(shape[1:], start=1):
-        expected = np.moveaxis(np.tensordot(filter_weights(side, 10), expected, (1, axis)), 0, axis)
+        expected = np.moveaxis(
+            np.tensordot(resizing_weights(side, 10), expected, (1, axis)), 0, axis
+        )
     assert np.abs(resize(pixels, 10) - expected).max() < 1e-3
 
 
