@@ -56,12 +56,14 @@ def filtered(image: np.ndarray, taps: Sequence[Taps]) -> np.ndarray:
 
 
 def _lines(image: np.ndarray) -> np.ndarray:
-    """Copy (n, *rest) into n lines of float32 that start in different parts of a processor's cache.
+    """Return (n, *rest) as n lines of float32, copied unless they are that already.
 
-    The next axis is read across the lines: were a line a multiple of 64 bytes, they would push each
-    other out of the cache.
+    A copied line is no multiple of 64 bytes long: the next axis is read across the lines, which
+    would push each other out of the processor's cache.
     """
     width = math.prod(image.shape[1:])
+    if image.dtype == np.float32 and image.flags.c_contiguous:
+        return image.reshape(len(image), width)
     lines = np.empty((len(image), width + (8 - width) % 16), np.float32)
     lines[:, :width].reshape(image.shape)[...] = image
     return lines
@@ -91,7 +93,8 @@ def resizing_weights(side: int, size: int) -> np.ndarray:
     return weights
 
 
-def blurring(extent: int, half: Sequence[float]) -> Taps:
+@functools.lru_cache(16)  # the axes of an image are often alike
+def blurring(extent: int, half: tuple[float, ...]) -> Taps:
     """Return a symmetric filter whose image goes on beyond its edges as in a mirror.
 
     Args:

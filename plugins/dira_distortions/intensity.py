@@ -104,7 +104,7 @@ class GaussianBlur(Distortion):
         """Return what blurs each image, with no more of a kernel than it needs."""
         kernels = [half.tolist() for half in self._kernels(draws, shape[1:])]
         return [
-            partial(blur, halves=[[w for w in half if w] for half in halves])
+            partial(blur, halves=[tuple(filter(None, half)) for half in halves])
             for halves in zip(*kernels, strict=True)
         ]
 
@@ -115,7 +115,7 @@ class GaussianBlur(Distortion):
         return [gaussian(part * n, radius) for n, radius in zip(shape, reach, strict=True)]
 
 
-def blur(image: np.ndarray, halves: Sequence[Sequence[float]]) -> np.ndarray:
+def blur(image: np.ndarray, halves: Sequence[tuple[float, ...]]) -> np.ndarray:
     """Filter one image (C, *S) along each axis with a symmetric kernel."""
     taps = [blurring(n, half) for n, half in zip(image.shape[1:], halves, strict=True)]
     return filtered(image, taps)
