@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+import numpy as np
 from torch import Tensor, nn
 
-from dira_core import Distortion, Draws, RecipeError, distort
+from dira_core import Change, Distortion, Draws, RecipeError, distort
+
+
+def _as_it_is(image: np.ndarray) -> np.ndarray:
+    return image
 
 
 class OneOf(Distortion):
@@ -30,6 +35,18 @@ class OneOf(Distortion):
         for distortion, p, rows, own in self._chosen(draws):
             distorted[rows] = distort(distortion, images[rows], own, p)
         return distorted
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what was chosen for each image; None where a choice is made in batches only."""
+        changes: list[Change] = [_as_it_is] * draws.batch_size
+        for distortion, p, rows, own in self._chosen(draws):
+            picked = own.bernoulli("p", p)
+            chosen = distortion.by_image(own.select(picked), shape)
+            if chosen is None:
+                return None
+            for row, change in zip(rows[picked].tolist(), chosen, strict=True):
+                changes[row] = change
+        return changes
 
     def box(self, box: Tensor, draws: Draws) -> Tensor:
         """Return where the crops lie after a geometric choice, (B, len(S), 2)."""
