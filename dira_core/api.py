@@ -22,10 +22,12 @@ from dira_core.errors import CheckpointError, DivergedError, PluginError, Recipe
 from dira_core.evaluate import Pause, Sample, SourceFeatures, examine, held_out, probe
 from dira_core.export import write_weights
 from dira_core.files import write_atomic
+from dira_core.memory import restart_peak
 from dira_core.peers import joined, peers_named
 from dira_core.pictures import contact_sheet, write_png
 from dira_core.plugins import installed
 from dira_core.precision import Precision, resolve_device, resolve_precision
+from dira_core.profiling import Profiled
 from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
 from dira_core.roles import Backbone, Source
@@ -181,6 +183,7 @@ def pretrain(
         summary: dict[str, Any] = {}
         with ending(home), peers_named(where), blamed(where, lambda: settings.train):
             game = Game(trio, source, settings)
+            display.said(game.manner())
             if trio.donor is not None:
                 display.said(trio.donor.line())
                 record = json.dumps(trio.donor.record(), indent=1)
@@ -292,6 +295,18 @@ class Game:
             players, optimizers, self.loader, self.views, self.precision, settings
         )
 
+    def manner(self) -> str:
+        """Say in one line how the run computes, and what `auto` stands for."""
+        train, n = self.settings.train, world_size()
+        chosen = " (auto)" if train.precision == "auto" else ""
+        order = "channels last" if train.channels_last else "contiguous"
+        shared = f"{n} processes ({train.strategy})" if n > 1 else "one process"
+        threads = torch.get_num_threads()
+        return (
+            f"{self.precision.name}{chosen}, {order}, on {self.precision.device.type}, "
+            f"{shared} of {threads} {'threads' if threads > 1 else 'thread'}"
+        )
+
     def whole(self) -> Model:
         """Return the model with the weights that all processes hold."""
         return self.strategy.whole(self.model)
@@ -339,7 +354,9 @@ def play(
         session.save(trainer)
         session.settle()  # a log without a checkpoint could not be continued
     observe(installed().hook.dira_run_started, folder=home.path, progress=trainer.progress)
-    trainer.fit(session)
+    restart_peak(game.precision.device)
+    with Profiled(session, home.path / "profile", settings.log.profile, session.display) as watcher:
+        trainer.fit(watcher)
     session.save(trainer)
     sample = game.examine()
     game.write_weights(home.path / "weights")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from dira_core.api import Game, sheet
 from dira_core.build import build_source, build_trio
 from dira_core.errors import DivergedError
+from dira_core.memory import peak_mib, restart_peak
 from dira_core.pictures import write_png
 from dira_core.recipe import Recipe
 from dira_core.resume import capture
@@ -62,6 +60,7 @@ def rehearse(recipe: Recipe, folder: Path) -> Rehearsal:
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     trainer, metrics = game.trainer, {}
     steps, seconds = trainer.steps(), 0.0
+    restart_peak(game.precision.device)
     for _ in range(min(STEPS, trainer.steps_per_epoch)):
         started = time.perf_counter()
         try:
@@ -70,6 +69,7 @@ def rehearse(recipe: Recipe, folder: Path) -> Rehearsal:
             raise DivergedError(f"{setback}: try a smaller optimizer.lr") from setback
         seconds = time.perf_counter() - started
         trainer.step += 1
+    peak = peak_mib(game.precision.device)
     tensors, _ = capture(trainer)
     size = sum(t.nbytes for group in tensors.values() for t in group.values())
     weights = sum(t.nbytes for t in game.model.state_dict().values())
@@ -81,17 +81,10 @@ def rehearse(recipe: Recipe, folder: Path) -> Rehearsal:
         steps=trainer.total_steps,
         seconds=seconds * trainer.total_steps,
         images_per_s=trainer.images_per_step / seconds,
-        peak_mib=peak_mib(game.precision.device),
+        peak_mib=peak,
         disk_mib=(size * recipe.checkpoint.keep + weights) / 2**20,
         images=len(game.source),
         looked_at=min(len(game.source), trainer.step * trainer.images_per_step),
         unreadable={game.source.name(i): why for i, why in game.loader.unreadable.items()},
         sheet=picture,
     )
-
-
-def peak_mib(device: torch.device) -> float:
-    """Return the most memory this process (or its GPU) has used, in MiB."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

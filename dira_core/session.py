@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import time
 import traceback
@@ -19,6 +18,7 @@ from dira_core.distributed import from_first, gathered, highest, rank, world_siz
 from dira_core.errors import CheckpointError, DataError, DiraError, DivergedError, PluginError
 from dira_core.files import write_atomic
 from dira_core.health import Health
+from dira_core.memory import peak_mib, restart_peak
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import Lines, NoLines, RunFolder
@@ -94,6 +94,7 @@ class Session:
 
     Attributes:
         notes: JSON values that travel with every checkpoint (what was measured before training).
+        display: Where a person watches.
         images_per_s: Source images a second since this process took its first step.
     """
 
@@ -115,7 +116,7 @@ class Session:
         self._settings = settings
         self._hook = hook
         self._trackers = list(trackers)
-        self._display = display
+        self.display = display
         self._stop = stop
         self._features = features
         self._health = Health()
@@ -187,7 +188,7 @@ class Session:
             raise DivergedError(
                 f"{setback}; recovered {self._recoveries - 1} times{advice}"
             ) from setback
-        self._display.said(f"{setback}: {policy}")
+        self.display.said(f"{setback}: {policy}")
         if policy == "skip":
             trainer.step += 1
             return
@@ -256,14 +257,14 @@ class Session:
         self._speed.truncate(state["speed"])
         self.notes = state["notes"]
         if state["world_size"] != world_size():
-            self._display.said(
+            self.display.said(
                 f"saved by {state['world_size']} processes, continued by {world_size()}: the order "
                 "of images is the same, sums are rounded in another one, and batch norms that are "
                 "not synchronised see batches of another size"
             )
         self._first, self._since = None, (trainer.step, time.perf_counter(), trainer.waited)
         here = trainer.progress
-        self._display.said(
+        self.display.said(
             f"resumed from {path.name}: epoch {here.epoch + 1} of {here.epochs}, "
             f"step {here.step} of {here.total_steps}"
         )
@@ -291,7 +292,7 @@ class Session:
             with self._without(tracker):
                 tracker.log(progress.step, {**metrics, **speed})
         observe(self._hook.dira_step_ended, progress=progress, metrics=dict(metrics))
-        self._display.stepped(progress, metrics, speed)
+        self.display.stepped(progress, metrics, speed)
 
     @contextmanager
     def _without(self, tracker: Tracker) -> Iterator[None]:
@@ -300,26 +301,28 @@ class Session:
             yield
         except Exception as error:
             self._trackers.remove(tracker)
-            self._display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
+            self.display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
 
     def _pace(self, trainer: Trainer) -> dict[str, float]:
-        """Return images a second, the part of the time spent waiting for data, and peak memory."""
+        """Return images a second, the part of time spent waiting for data, and peak memory."""
         self._first = self._first or (trainer.step, time.perf_counter())
         done, passed = trainer.step - self._first[0], time.perf_counter() - self._first[1]
         self.images_per_s = done * trainer.images_per_step / passed if done else 0.0
         step, then, waited = self._since
         self._since = (trainer.step, time.perf_counter(), trainer.waited)
         spent = max(1e-9, self._since[1] - then)
+        peak = peak_mib(trainer.precision.device)
+        restart_peak(trainer.precision.device)
         return {
             "images_per_s": (trainer.step - step) * trainer.images_per_step / spent,
             "waiting": (trainer.waited - waited) / spent,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": peak,
         }
 
     def _check_health(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         for alarm in self._health.check(progress.step, progress.total_steps, metrics):
             self._metrics.append({"step": progress.step, "alarm": alarm.name, "since": alarm.since})
-            self._display.said(f"health: {alarm.message}")
+            self.display.said(f"health: {alarm.message}")
             if self._settings.health.policy == "stop":
                 raise DivergedError(alarm.message)
             if self._settings.health.policy == "rollback":

@@ -183,7 +183,8 @@ def replay(plan: Plan) -> Replay:
     if plan.steps_saved:  # a run that went back goes on with fresh draws
         game.trainer.salt = plan.load(plan.steps_saved[0]).state["salt"]
     watcher = Comparing(plan, game)
-    with closing(game.loader), peers_named(lambda: f"step {game.trainer.step}"), suppress(Enough):
+    where = peers_named(lambda: f"step {game.trainer.step}")
+    with closing(game.loader), where, suppress(Enough):
         game.trainer.fit(watcher)
     return watcher.done
 

@@ -30,6 +30,10 @@ CHANGEABLE = (
 """What `--resume` may change: it decides nothing about the weights but how sums are rounded."""
 
 
+PROFILED = 5
+"""Steps that `--profile` traces."""
+
+
 @recipe_flags
 def run(
     asked: list[Layer],
@@ -45,6 +49,14 @@ def run(
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="Take two steps, show the views, predict memory and time."),
+    ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Trace five steps with torch's profiler, into RUN/profile/; "
+            "--set log.profile=N traces more or fewer.",
+        ),
     ] = False,
     nproc: Annotated[
         int | None,
@@ -77,6 +89,8 @@ def run(
     twice leaves at once. Exit codes: 0 done, 2 usage, 3 data, 4 plugin, 5 diverged, 6 no memory or
     disk, 7 a process was lost, 75 stopped by a signal and saved.
     """
+    if profile:
+        asked = [Layer.at("--profile", ("log", "profile"), PROFILED), *asked]
     recipe = resolve(asked).recipe if resume is None else resumed(resume, asked)
     if dry_run:
         from dira_core.rehearsal import rehearse
