@@ -82,7 +82,7 @@ def culprit(error: Exception) -> str | None:
     """Return the innermost function of a plugin that an error came through, and whose it is."""
     calls = vars(installed().hook).values()
     packages = {
-        impl.plugin.__name__.partition(".")[0]: impl.plugin_name
+        impl.function.__module__.partition(".")[0]: impl.plugin_name
         for call in calls
         for impl in call.get_hookimpls()
         if impl.plugin_name != BUILTINS
