@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from dira_core.agreement import agree
 from dira_core.blame import blamed
 from dira_core.build import build_players, build_source, build_trackers, build_trio, seeded
 from dira_core.data.loader import Loader
@@ -75,6 +76,7 @@ def run(
         DiraError: Something a user can mend; status.json in the folder says it as well.
     """
     with joined(recipe.train.timeout_s):
+        agree(recipe)
         recipe = recipe.model_copy(update={"train": shared_out(recipe.train)})
         display = display if display and rank() == 0 else Silent()
         if recipe.stages:
@@ -175,6 +177,7 @@ def pretrain(
         owned(RunFolder(folder, resume=resume, keep=settings.checkpoint.keep)) as home,
         Stop() as stop,
     ):
+        agree(settings, fingerprint=source.fingerprint())
         display = display if display and rank() == 0 else Silent()
         if resume and from_first(home.read_status()) == "done":
             return finished(folder, display)

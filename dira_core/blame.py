@@ -55,7 +55,7 @@ def blamed(where: Where, train: Callable[[], Train]) -> Iterator[None]:
         ) from error
 
 
-def out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Say whether memory ran out, on a GPU or on the host."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
@@ -65,24 +65,24 @@ def out_of_memory(error: Exception) -> bool:
 
 
 def smaller(train: Train) -> str:
-    """Say how to need less memory, with the same global batch where it can be halved."""
-    find = "`dira run --dry-run` with the same flags finds the largest batch that fits"
-    if train.batch_size % 2:
-        return f"{train.batch_size} images a process are too many: {find}"
-    return f"{halves(train.batch_size, 2, train)} may fit; {find}"
+    """Say how to need less memory: half of the batch is a guess, a rehearsal knows."""
+    half = part_of_batch(train, train.batch_size // 2)
+    guess = f"{half} may fit; " if train.batch_size > 1 else ""
+    return f"{guess}`dira run --dry-run` with the same flags finds the largest batch that fits"
 
 
-def halves(batch_size: int, divided_by: int, train: Train) -> str:
-    """Return the flags of a part of a batch, so that the global batch stays the same."""
-    less, more = batch_size // divided_by, train.accumulate * divided_by
-    return f"--batch-size {less} --set train.accumulate={more} (the same global batch)"
+def part_of_batch(train: Train, batch_size: int) -> str:
+    """Return the flags of a smaller batch, with the same global one where it can be divided."""
+    parts, left = divmod(train.batch_size * train.accumulate, max(1, batch_size))
+    same = "the same global batch" if not left else "nearly the same global batch"
+    return f"--batch-size {batch_size} --set train.accumulate={parts} ({same})"
 
 
 def culprit(error: Exception) -> str | None:
     """Return the innermost function of a plugin that an error came through, and whose it is."""
     calls = vars(installed().hook).values()
     packages = {
-        impl.plugin.__name__.partition(".")[0]: impl.plugin_name
+        impl.function.__module__.partition(".")[0]: impl.plugin_name
         for call in calls
         for impl in call.get_hookimpls()
         if impl.plugin_name != BUILTINS

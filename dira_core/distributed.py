@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dira_core.order import in_order
+
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torch's launcher puts into the environment of every process."""
 
@@ -70,6 +72,7 @@ def average(tensors: Sequence[Tensor]) -> None:
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
+    in_order("average", flat)
     dist.all_reduce(flat)
     pieces = torch.split(flat / world_size(), [tensor.numel() for tensor in tensors])
     for tensor, piece in zip(tensors, pieces, strict=True):
@@ -81,6 +84,7 @@ def highest(*values: float) -> list[float]:
     if world_size() == 1:
         return list(values)
     everyone = torch.tensor(values, dtype=torch.float64)
+    in_order("highest", everyone)
     dist.all_reduce(everyone, dist.ReduceOp.MAX)
     return everyone.tolist()
 
@@ -114,12 +118,14 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()  # and so are pieces like it, which NCCL asks for
         pieces = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        in_order("gather_rows", tensor)
         dist.all_gather(pieces, tensor)
         return torch.cat(pieces)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
+        in_order("gradient of gather_rows", total)
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -130,11 +136,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.contiguous().clone()
+        in_order("sum_over_processes", total)
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
+        in_order("gradient of sum_over_processes", total)
         dist.all_reduce(total)
         return total

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from dira_core.api import Game, sheet
+from dira_core.blame import blamed, out_of_memory, part_of_batch
 from dira_core.build import build_source, build_trio
-from dira_core.errors import DivergedError
+from dira_core.errors import DivergedError, ResourceError
 from dira_core.memory import peak_mib, restart_peak
 from dira_core.pictures import write_png
 from dira_core.recipe import Recipe
@@ -53,8 +57,43 @@ def rehearse(recipe: Recipe, folder: Path) -> Rehearsal:
     """Build everything, take two steps of every player, and measure.
 
     Raises:
+        ResourceError: Memory ran out; the message says which batch fits, found by trying.
         DiraError: What the real run would stumble over in its first seconds.
     """
+    found = attempt(recipe, folder)
+    if found is not None:
+        return found
+    asked = fits = recipe.train.batch_size
+    while found is None and fits > 1:
+        fits //= 2
+        train = recipe.train.model_copy(update={"batch_size": fits})
+        found = attempt(recipe.model_copy(update={"train": train}), folder)
+    if found is None:
+        raise ResourceError(
+            "not even one image at a time fits into memory: choose smaller views (views.size), a "
+            "smaller backbone, or --set train.recompute=true"
+        )
+    raise ResourceError(
+        f"a batch of {asked} images does not fit into memory, {fits} do (found by halving): use "
+        f"{part_of_batch(recipe.train, fits)}"
+    )
+
+
+def attempt(recipe: Recipe, folder: Path) -> Rehearsal | None:
+    """Rehearse one batch size; return None where memory ran out, with all of it given back."""
+    try:
+        with blamed(lambda: "a rehearsal", lambda: recipe.train):
+            return measured(recipe, folder)
+    except ResourceError as error:
+        if error.__cause__ is None or not out_of_memory(error.__cause__):
+            raise
+    gc.collect()
+    torch.cuda.empty_cache()
+    return None
+
+
+def measured(recipe: Recipe, folder: Path) -> Rehearsal:
+    """Take two steps and measure them."""
     every_step = {"every": 1}
     recipe = recipe.model_copy(update={"log": recipe.log.model_copy(update=every_step)})
     game = Game(build_trio(recipe), build_source(recipe), recipe)

@@ -18,14 +18,13 @@ from dira_core.distributed import (
     from_first,
     gathered,
     highest,
-    joined,
     launched,
-    peers_named,
     rank,
     sum_over_processes,
     world_size,
 )
 from dira_core.errors import PeerError
+from dira_core.peers import joined, peers_named
 
 
 def rows(*shape: int) -> Tensor:
