@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from dira_core.api import pretrain as pretrain
     from dira_core.api import run as run
     from dira_core.choices import DistortionChoice as DistortionChoice
+    from dira_core.clusters import kmeans as kmeans
+    from dira_core.clusters import pca_whiten as pca_whiten
     from dira_core.components import Command as Command
     from dira_core.components import Component as Component
     from dira_core.components import DistortionOptions as DistortionOptions
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from dira_core.losses import barlow_twins as barlow_twins
     from dira_core.losses import bce_critic as bce_critic
     from dira_core.losses import bce_generator as bce_generator
+    from dira_core.losses import classification as classification
     from dira_core.losses import hinge_critic as hinge_critic
     from dira_core.losses import hinge_generator as hinge_generator
     from dira_core.losses import in_float32 as in_float32
@@ -47,13 +50,16 @@ if TYPE_CHECKING:
     from dira_core.losses import negative_cosine as negative_cosine
     from dira_core.losses import nt_xent as nt_xent
     from dira_core.nn.layers import batch_norm as batch_norm
+    from dira_core.nn.layers import cells as cells
     from dira_core.nn.layers import conv as conv
     from dira_core.nn.layers import instance_norm as instance_norm
     from dira_core.nn.layers import mlp as mlp
+    from dira_core.nn.layers import unit as unit
     from dira_core.nn.layers import upsample as upsample
     from dira_core.nn.queue import Queue as Queue
     from dira_core.nn.resnet import ResNet as ResNet
     from dira_core.nn.teacher import Teacher as Teacher
+    from dira_core.nn.teacher import rising_momentum as rising_momentum
     from dira_core.operations import build_distortion as build_distortion
     from dira_core.operations import distort as distort
     from dira_core.recipe import Recipe as Recipe
@@ -84,6 +90,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
     "choices": ["DistortionChoice"],
+    "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],
@@ -96,6 +103,7 @@ _PUBLIC = {
         "barlow_twins",
         "bce_critic",
         "bce_generator",
+        "classification",
         "hinge_critic",
         "hinge_generator",
         "in_float32",
@@ -108,10 +116,10 @@ _PUBLIC = {
         "negative_cosine",
         "nt_xent",
     ],
-    "nn.layers": ["batch_norm", "conv", "instance_norm", "mlp", "upsample"],
+    "nn.layers": ["batch_norm", "cells", "conv", "instance_norm", "mlp", "unit", "upsample"],
     "nn.queue": ["Queue"],
     "nn.resnet": ["ResNet"],
-    "nn.teacher": ["Teacher"],
+    "nn.teacher": ["Teacher", "rising_momentum"],
     "operations": ["build_distortion", "distort"],
     "recipe": ["Recipe"],
     "resolving": ["resolve"],

@@ -8,18 +8,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dira_core.blame import blamed
 from dira_core.build import build_players, build_source, build_trackers, build_trio, seeded
 from dira_core.data.loader import Loader
-from dira_core.distributed import from_first, joined, peers_named, rank, world_size
+from dira_core.distributed import from_first, rank, world_size
 from dira_core.errors import CheckpointError, DivergedError, PluginError, RecipeError
-from dira_core.evaluate import Sample, SourceFeatures, examine, held_out, probe
+from dira_core.evaluate import Pause, Sample, SourceFeatures, examine, held_out, probe
 from dira_core.export import write_weights
 from dira_core.files import write_atomic
+from dira_core.peers import joined, peers_named
 from dira_core.pictures import contact_sheet, write_png
 from dira_core.plugins import installed
 from dira_core.precision import Precision, resolve_device, resolve_precision
@@ -27,9 +30,9 @@ from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
 from dira_core.roles import Backbone, Source
 from dira_core.runfolder import RunFolder, Status
-from dira_core.session import Display, Preempted, Session, Silent, observe
+from dira_core.session import Display, Session, Silent, observe, pause
 from dira_core.settings import Settings, Train
-from dira_core.signals import Stop
+from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Trainer
 from dira_core.trio import Model, Trio
 from dira_core.views import ViewMaker
@@ -160,8 +163,13 @@ def pretrain(
     Args:
         heirloom: Weights of roles that an earlier stage ended with.
     """
+    game: Game | None = None
+
+    def where() -> str:
+        return "the start" if game is None else f"step {game.trainer.step}"
+
     with (
-        joined(settings.train.timeout_s),
+        joined(settings.train.timeout_s, where),
         owned(RunFolder(folder, resume=resume, keep=settings.checkpoint.keep)) as home,
         Stop() as stop,
     ):
@@ -171,7 +179,7 @@ def pretrain(
         if rank() == 0:
             home.status("running")
         summary: dict[str, Any] = {}
-        with ending(home):
+        with ending(home), peers_named(where), blamed(where, lambda: settings.train):
             game = Game(trio, source, settings)
             if trio.donor is not None:
                 display.said(trio.donor.line())
@@ -182,7 +190,6 @@ def pretrain(
                 heirloom.give(game.trainer)
             with (
                 closing(game.loader),
-                peers_named(lambda: f"step {game.trainer.step}"),
                 Session(
                     home,
                     source,
@@ -191,10 +198,10 @@ def pretrain(
                     build_trackers(settings, folder) if rank() == 0 else [],
                     display,
                     stop,
-                    SourceFeatures(game.backbone, source, settings, game.precision.device),
+                    game.features(partial(pause, stop)),
                 ) as session,
             ):
-                summary = play(game, session, home, resume)
+                summary = play(game, session, home, resume, partial(pause, stop))
     return Result(folder, "done" if summary else "preempted", summary)
 
 
@@ -293,14 +300,19 @@ class Game:
         """Return the backbone of the whole model."""
         return self.whole().backbone
 
+    def features(self, pause: Pause = lambda: None) -> SourceFeatures:
+        """Return what encodes the whole source, for Discriminators that cluster."""
+        device = self.precision.device
+        return SourceFeatures(self.backbone, self.source, self.settings, device, pause)
+
     def examine(self, rows: int = 64) -> Sample:
         """Restore and embed held-out views in evaluation mode."""
         crops = held_out(self.loader, rows)
         return examine(self.whole(), self.views(crops, 0, 0), self.precision)
 
-    def probe(self) -> float | None:
+    def probe(self, pause: Pause) -> float | None:
         """Return the kNN accuracy of the backbone's frozen features, or None without labels."""
-        return probe(self.backbone(), self.source, self.settings, self.precision.device)
+        return probe(self.backbone(), self.source, self.settings, self.precision.device, pause)
 
     def write_weights(self, folder: Path) -> None:
         """Export backbone and decoder."""
@@ -310,7 +322,9 @@ class Game:
             write_weights(folder, trio, self.settings)
 
 
-def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[str, Any]:
+def play(
+    game: Game, session: Session, home: RunFolder, resume: bool, pause: Pause
+) -> dict[str, Any]:
     """Train, measure before and after, write weights, pictures and summary."""
     settings, trainer, first = game.settings, game.trainer, rank() == 0
     if first:
@@ -321,8 +335,9 @@ def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[st
     else:
         if first:
             home.write_recipe(to_toml(settings))
-        session.notes["before"] = {"knn": game.probe(), **game.examine().metrics}
+        session.notes["before"] = {"knn": game.probe(pause), **game.examine().metrics}
         session.save(trainer)
+        session.settle()  # a log without a checkpoint could not be continued
     observe(installed().hook.dira_run_started, folder=home.path, progress=trainer.progress)
     trainer.fit(session)
     session.save(trainer)
@@ -331,10 +346,11 @@ def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[st
     summary = {
         "steps": trainer.step,
         "before": session.notes["before"],
-        "after": {"knn": game.probe(), **sample.metrics},
+        "after": {"knn": game.probe(pause), **sample.metrics},
         "images_per_s": session.images_per_s,
         "unreadable": len(game.loader.unreadable),
     }
+    session.settle()
     if first:
         write_png(home.path / "images/restored.png", sheet(sample), enlarge=2)
         write_atomic(home.path / "summary.json", json.dumps(summary, indent=2).encode())

@@ -67,15 +67,20 @@ def build_source(recipe: Recipe) -> Source:
     return source
 
 
-def build_trio(recipe: Recipe) -> Trio:
+def build_trio(recipe: Recipe, backbone: Backbone | None = None) -> Trio:
     """Build backbone and roles on the CPU; initial weights depend on the recipe's seed and init.
+
+    Args:
+        recipe: Names them.
+        backbone: One of your own, instead of the recipe's.
 
     Raises:
         DiraError: A component cannot be built, or `init` has no weights for the backbone.
     """
     dims, channels, seed = axes(recipe), recipe.views.channels, recipe.seed
-    with seeded(seed, "backbone"):
-        backbone: Backbone = make("backbone", recipe.backbone, channels, dims)
+    if backbone is None:
+        with seeded(seed, "backbone"):
+            backbone = made_backbone(recipe.backbone, channels, dims)
     donor = None if recipe.init is None else Donor(recipe.init, recipe.backbone.name)
     if donor is not None:
         donor.give_backbone(backbone)  # before a role copies it for its teacher
@@ -95,6 +100,12 @@ def build_trio(recipe: Recipe) -> Trio:
             adversary: Adversary = make("adversary", recipe.adversary, channels, dims)
         trio.adversary = adversary
     return trio
+
+
+def made_backbone(choice: Choice, channels: int, dims: int) -> Backbone:
+    """Build a backbone for images with so many channels and axes."""
+    backbone: Backbone = make("backbone", choice, channels, dims)
+    return backbone
 
 
 def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[Player]:

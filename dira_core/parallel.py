@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -59,12 +60,15 @@ class Replicated(Strategy):
     def wrap(self, module: nn.Module) -> nn.Module:
         """Return the module in torch's wrapper."""
         cuda = next(module.parameters()).device.type == "cuda"
-        return DistributedDataParallel(
-            module,
-            device_ids=[local_rank()] if cuda else None,
-            broadcast_buffers=False,  # `average_norms` keeps them equal, in one message a step
-            gradient_as_bucket_view=True,
-        )
+        with warnings.catch_warnings():
+            # torch 2.14 has a new name for it, torch 2.10 does not know that
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")
+            return DistributedDataParallel(
+                module,
+                device_ids=[local_rank()] if cuda else None,
+                broadcast_buffers=False,  # `average_norms` keeps them equal, in one message a step
+                gradient_as_bucket_view=True,
+            )
 
     @contextmanager
     def accumulating(self, wrapped: nn.Module) -> Iterator[None]:

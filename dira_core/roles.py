@@ -136,7 +136,11 @@ class FeaturePass(ABC):
 
     @abstractmethod
     def __call__(self) -> Tensor:
-        """Return the pooled features of every image, (N, channels[-1]) in float32 on the CPU."""
+        """Return the pooled features of every image, (N, channels[-1]) in float32 on the CPU.
+
+        Where a signal asks the run to save and leave, it does so from within: call this before
+        anything is changed.
+        """
 
 
 class Restorer(nn.Module, ABC):
@@ -219,7 +223,10 @@ class Distortion(nn.Module, ABC):
         return box
 
     def label(self, draws: Draws) -> Tensor | None:
-        """Return the label (B,) a label-producing distortion made, or None."""
+        """Return the label (B,) a label-producing distortion made, or None.
+
+        Label 0 stands for an image left as it is: the engine gives it to those that `p` passes by.
+        """
         return None
 
 

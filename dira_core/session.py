@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 import pluggy
@@ -21,17 +22,14 @@ from dira_core.health import Health
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import Lines, NoLines, RunFolder
+from dira_core.saving import Saver
 from dira_core.settings import Settings
-from dira_core.signals import Stop
+from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
 
 logger = logging.getLogger("dira")
-
-
-class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error
-    """A signal asked to save and leave; everything is saved."""
 
 
 class Display(Protocol):
@@ -123,6 +121,7 @@ class Session:
         self._health = Health()
         self._recoveries = 0
         first = rank() == 0
+        self._saver = Saver(folder.checkpoints, background=settings.checkpoint.background)
         self._metrics = Lines(folder.path / "metrics.jsonl") if first else NoLines()
         self._speed = Lines(folder.path / "speed.jsonl") if first else NoLines()
         self._unreadable = 0
@@ -130,10 +129,19 @@ class Session:
         self._since = (0, time.perf_counter(), 0.0)
 
     def epoch_started(self, trainer: Trainer) -> None:
-        """Let the Discriminator prepare its epoch."""
+        """Let the Discriminator prepare its epoch.
+
+        Raises:
+            Preempted: A signal came during its pass over the source; the run is saved.
+        """
         for player in trainer.players:
             if isinstance(player, ModelPlayer):
-                player.epoch_started(trainer.progress, self._features)
+                try:
+                    player.epoch_started(trainer.progress, self._features)
+                except Preempted:
+                    self.save(trainer)
+                    self.settle()
+                    raise
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Log, check health, save when due, leave when asked.
@@ -145,15 +153,17 @@ class Session:
             DataError: Too many images are unreadable.
         """
         progress = trainer.progress
-        stopping = self._heard(trainer)
+        self._saver.poll()
         if metrics:
             self._log(progress, metrics, self._pace(trainer))
             self._check_health(progress, metrics)
         if progress.step % trainer.steps_per_epoch == 0:
             observe(self._hook.dira_epoch_ended, progress=progress)
+        stopping = self._heard(trainer)
         if progress.step % self._settings.checkpoint.every_steps == 0 or stopping:
             self.save(trainer)
         if stopping:
+            self.settle()
             raise Preempted(f"{stopping}: saved at step {progress.step}")
 
     def recover(self, trainer: Trainer, setback: Setback) -> None:
@@ -187,7 +197,7 @@ class Session:
         trainer.salt += recoveries
 
     def save(self, trainer: Trainer) -> None:
-        """Commit a checkpoint of everything the run needs to continue."""
+        """Save all the run needs to continue; it may be on disk later, see `settle`."""
         tensors, state = capture(trainer)
         state |= {
             "health": self._health.state_dict(),
@@ -199,9 +209,22 @@ class Session:
             "next": trainer.next_images(),
             "notes": self.notes,
         }
-        if rank() == 0:
-            path = self._folder.checkpoints.save(trainer.step, tensors, state)
-            observe(self._hook.dira_checkpoint_saved, path=path, progress=trainer.progress)
+        progress, call = trainer.progress, self._hook.dira_checkpoint_saved
+        self._saver.save(
+            trainer.step,
+            tensors,
+            state,
+            before=[self._metrics.sync, self._speed.sync],
+            saved=lambda path: observe(call, path=path, progress=progress),
+        )
+
+    def settle(self) -> None:
+        """Wait for the save that is going on, if there is one.
+
+        Raises:
+            DiraError: It failed.
+        """
+        self._saver.wait()
 
     def resume(self, trainer: Trainer) -> None:
         """Continue from the newest checkpoint that can be trusted.
@@ -209,6 +232,7 @@ class Session:
         Raises:
             CheckpointError: There is none, or the data are not those it was trained on.
         """
+        self.settle()
         newest = self._folder.checkpoints.latest() if rank() == 0 else None
         name = from_first(str(newest or ""))
         if not name:
@@ -247,10 +271,16 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for tracker in list(self._trackers):
             with self._without(tracker):
                 tracker.close()
+        self._saver.close(error)
 
     def _log(
         self, progress: Progress, metrics: Mapping[str, float], speed: dict[str, float]
@@ -297,10 +327,8 @@ class Session:
 
     def _heard(self, trainer: Trainer) -> str | None:
         """Return the signal that asks all processes to stop; let them know of unreadable images."""
-        asked = self._stop.requested
-        number = signal.Signals[asked].value if asked else 0
         found = len(trainer.loader.unreadable) != self._unreadable
-        heard, news = highest(number, found)
+        heard, news = highest(number(self._stop), found)
         if news:
             for bad in gathered(list(trainer.loader.unreadable.items())):
                 trainer.loader.unreadable.update(bad)
@@ -321,3 +349,18 @@ class Session:
                 f"{self._folder.path}, repair or remove them, or allow more with "
                 "--set loader.max_unreadable"
             )
+
+
+def pause(stop: Stop) -> None:
+    """Leave long work where a signal asks any of the processes to.
+
+    Raises:
+        Preempted: It does.
+    """
+    if heard := int(highest(number(stop))[0]):
+        raise Preempted(f"{signal.Signals(heard).name}: between two steps")
+
+
+def number(stop: Stop) -> int:
+    """Return the number of the signal that asked to stop, or 0."""
+    return signal.Signals[stop.requested].value if stop.requested else 0

@@ -106,6 +106,9 @@ class Checkpoint(Options):
 
     every_steps: int = Field(500, ge=1, description="steps between checkpoints")
     keep: int = Field(2, ge=2, description="checkpoints kept")
+    background: bool = Field(
+        True, description="written by a thread from copies in memory while training goes on"
+    )
 
 
 class Log(Options):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dira_core.data.loader import Crops
-from dira_core.distributed import average, gather_rows, gathered, highest, rank, world_size
+from dira_core.distributed import average, gather_rows, gathered, highest, world_size
 from dira_core.health import gradient_report, restoration_report
 from dira_core.metrics import embedding_stats
 from dira_core.nn.sync_norm import average_norms
@@ -274,9 +274,11 @@ def averaged(found: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Make whatever torch draws inside a step (dropout) a function of seed, step and process."""
-    mixed = seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03 + rank() * 0xA0761D6478BD642F
-    mixed %= 2**63
+    """Make whatever torch draws inside a step (dropout) a function of seed and step.
+
+    All processes draw the same, so that what they compute of gathered rows is the same.
+    """
+    mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % 2**63
     torch.default_generator.manual_seed(mixed)
     if device.type == "cuda":
         torch.cuda.manual_seed(mixed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -153,7 +153,7 @@ class Model(nn.Module):
         """Embed and restore; a view is encoded once, unless the roles see different images."""
         seen = Encodings(self.backbone, batch, self._sees)
         distorted = seen if self._sees == "image" else Encodings(self.backbone, batch)
-        objective = self.discriminator(seen) if self.discriminator else None
+        objective = watched(self.discriminator(seen)) if self.discriminator else None
         if self.restorer is None:
             return Attempt(objective, None, None)
         restored, distances = [], []
@@ -212,7 +212,7 @@ class ModelPlayer(Player):
             metrics["losses/dis"] = attempt.objective.loss.detach()
             metrics.update({f"dis/{k}": v.detach() for k, v in attempt.objective.metrics.items()})
             if attempt.objective.embedding is not None:
-                embedding = attempt.objective.embedding.detach()
+                embedding = attempt.objective.embedding
         if attempt.restored is not None and attempt.distance is not None:
             terms["res"] = weights["res"] * attempt.distance
             metrics["losses/res"] = attempt.distance.detach()
@@ -288,6 +288,13 @@ class CriticPlayer(Player):
             metrics["losses/penalty"] = penalty.detach()
             loss = loss + penalty
         return Losses(loss, {"critic": loss}, metrics)
+
+
+def watched(objective: Objective) -> Objective:
+    """Return an objective whose embedding is for watching alone, with no graph behind it."""
+    if objective.embedding is None:
+        return objective
+    return replace(objective, embedding=objective.embedding.detach())
 
 
 def condition(adversary: Adversary, turn: Turn, restored: Tensor) -> Tensor | None:

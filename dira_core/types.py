@@ -40,7 +40,7 @@ class View:
         image: (B, C, *S); T(crop), what the networks see.
         box: (B, len(S), 2), first and last edge of the crop along each axis, in pixels of the
             source image. A flipped axis has its edges swapped.
-        label: (B,) made by a label-producing distortion (rotation, jigsaw), or None.
+        label: (B,) made by the one label-producing distortion (rotation, jigsaw), or None.
     """
 
     crop: Tensor

@@ -11,6 +11,7 @@ from torch import Tensor
 from dira_core.buffers import Buffers
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
+from dira_core.errors import RecipeError
 from dira_core.operations import (
     Drawn,
     Operation,
@@ -18,7 +19,7 @@ from dira_core.operations import (
     change_images,
     distort_rows,
     drawn,
-    last_label,
+    label_of,
     moved,
     plan,
 )
@@ -65,7 +66,7 @@ class ViewMaker:
         groups = recipe.drawn(draws)
         every = [operation for group in groups for operation in group]
         crop, clean, image = self._distorted(groups, crop)
-        return View(crop, clean, image, moved(groups[0], box), last_label(every, len(crop)))
+        return View(crop, clean, image, moved(groups[0], box), label_of(every, len(crop)))
 
     def _distorted(self, groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Tensor]:
         """Return crops after geometry, after appearance and after distortions."""
@@ -96,12 +97,23 @@ def _plans(groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Todo] | None
 
 
 class Operations:
-    """What makes one view of a crop."""
+    """What makes one view of a crop.
+
+    Raises:
+        RecipeError: More than one operation makes labels.
+    """
 
     def __init__(self, views: Views, device: torch.device) -> None:
         self.geometry = [Operation(choice, device) for choice in views.geometry]
         self.appearance = [Operation(choice, device) for choice in views.appearance]
         self.distort = [Operation(choice, device) for choice in views.distort]
+        every = (*self.geometry, *self.appearance, *self.distort)
+        labelling = [operation.name for operation in every if operation.labels]
+        if len(labelling) > 1:
+            raise RecipeError(
+                f"a view has one label: got {' and '.join(labelling)}, which make one each, leave "
+                "one, or give them views of their own by views.each"
+            )
 
     def drawn(self, draws: Draws) -> list[list[Drawn]]:
         """Pick the images of each operation: of geometry, of appearance, of distortions."""

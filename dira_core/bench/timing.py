@@ -21,6 +21,11 @@ class Timing:
         """The middle one."""
         return statistics.median(self.seconds)
 
+    def ms(self) -> dict[str, float]:
+        """Return the least, the middle and the most, in milliseconds."""
+        found = {"min": min(self.seconds), "median": self.median, "max": max(self.seconds)}
+        return {name: 1000 * seconds for name, seconds in found.items()}
+
 
 def alternate(
     arms: Mapping[str, Arm], rounds: int, clock: Callable[[], float] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ def bench() -> None:
 
 
 Rounds = Annotated[int, typer.Option("--rounds", min=1, help="Times each is measured.")]
+Out = Annotated[Path, typer.Option("--out", help="A folder on the disk to measure.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -40,6 +42,28 @@ def step(asked: list[Layer], rounds: Rounds = 7, as_json: AsJson = False) -> Non
         typer.echo(f"{name:32}{ms:10.1f} ms")
     for name, value in found.items():
         typer.echo(f"{name:32}{value if isinstance(value, str) else format(value, '10.3f'):>10}")
+
+
+@app.command("save")
+@recipe_flags
+def save(
+    asked: list[Layer], rounds: Rounds = 7, out: Out = Path(), as_json: AsJson = False
+) -> None:
+    """Compare saving and loading a run's whole state with torch.save and torch.load.
+
+    "hold" is what a step waits while a thread saves; "load" maps the files, "load, verified" also
+    reads every byte of them. Times are medians (least to most), ratios medians of the rounds'.
+    """
+    from dira_core.bench.save import save as measure
+
+    found = measure(resolve(asked).recipe, rounds, out)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, ms in found.pop("ms").items():
+        typer.echo(f"{name:32}{_spread(ms)}")
+    for name, value in found.items():
+        typer.echo(f"{name:32}{value:10.3f}")
 
 
 @app.command("losses")
@@ -100,9 +124,13 @@ def _us(times: dict[str, float]) -> str:
 def _row(found: dict[str, Any], arm: str) -> str:
     ms, mib, times = found["ms"][arm], found["MiB"][arm], found["times dira"].get(arm)
     parts = [
-        f"{ms['median']:10.1f} ms ({ms['min']:.1f} to {ms['max']:.1f})",
+        _spread(ms),
         f"error {found['error'][arm]:.1e}",
         "" if mib is None else f"{mib:.1f} MiB",
         "" if times is None else f"{times:.2f} times dira",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def _spread(ms: dict[str, float]) -> str:
+    return f"{ms['median']:10.1f} ms ({ms['min']:.1f} to {ms['max']:.1f})"

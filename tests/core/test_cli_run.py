@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit import SMALL, kit
+from kit import SMALL, Dira, kit
 from parts import outcome
 
 import dira_core
-from dira_core import cli
 from dira_core.runfolder import read_lines
-
-Dira = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with kit(tmp_path_factory.mktemp("kit")):
         yield
-
-
-@pytest.fixture
-def dira(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Dira:
-    """Return the command: its exit code, output and error output, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dira", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
 
 
 def preempted_at(step: int, dira: Dira, monkeypatch: pytest.MonkeyPatch) -> Path:

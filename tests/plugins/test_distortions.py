@@ -602,6 +602,28 @@ def test_one_of_moves_the_box_of_the_images_it_flips() -> None:
     assert not (upside_down & mirrored).any()
 
 
+def test_one_of_passes_on_the_labels_of_the_images_it_turned() -> None:
+    turn = {"name": "rotate90", "p": 0.5}
+    inner = {"name": "one-of", "of": ["bezier", turn], "weights": [0.2, 0.8]}
+    one_of = make("one-of", of=[inner, "solarize"], weights=[0.9, 0.1])
+    ramp = torch.arange(16.0).view(1, 1, 4, 4).expand(200, -1, -1, -1) / 16
+    label = one_of.label(draws(200))
+    assert label is not None
+    assert set(label.tolist()) == {0, 1, 2, 3}
+    for before, after, turns in zip(ramp, one_of(ramp, draws(200)), label.tolist(), strict=True):
+        turned = [torch.equal(after, before.rot90(k, (-2, -1))) for k in (1, 2, 3)]
+        assert turned == [k == turns for k in (1, 2, 3)]
+    some = torch.tensor([7, 5, 150])
+    assert torch.equal(one_of.label(draws(200).select(some)), label[some])
+    assert make("one-of", of=["bezier"], weights=[1.0]).label(draws(3)) is None
+
+
+def test_one_of_refuses_two_kinds_of_label() -> None:
+    one_of = make("one-of", of=["rotate90", "jigsaw"], weights=[0.5, 0.5])
+    with pytest.raises(RecipeError, match="got two distortions that make some"):
+        one_of.label(draws(3))
+
+
 def test_one_of_takes_one_of_itself() -> None:
     inside = {"name": "one-of", "of": ["flip"], "weights": [1.0]}
     images = noise(6, 1, 8, 8)

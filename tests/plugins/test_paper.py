@@ -109,6 +109,15 @@ def test_one_crop_in_three_is_not_distorted(name: str) -> None:
     assert options["of"][2]["disjoint"] is not name.startswith("released")
 
 
+@pytest.mark.parametrize("name", [name for name in TRIOS if name != "tiny"])
+def test_crops_and_jitter_are_those_of_the_public_code_or_milder(name: str) -> None:
+    mended = name.startswith(("fixed", "stepwise"))
+    views = recipe(name).views
+    jitter = views.appearance[0].options.model_dump()
+    assert views.scale == ((0.5, 1.0) if mended else (0.2, 1.0))
+    assert jitter["brightness"] == jitter["contrast"] == (0.1 if mended else 0.4)
+
+
 def names_of(dumped: list[dict[str, Any]]) -> list[str]:
     return [each["name"] for each in dumped]
 
