@@ -67,11 +67,13 @@ class Drawn(NamedTuple):
         distortion: What is applied.
         rows: To these images, (N,) int64.
         draws: Theirs.
+        labels: Whether it makes labels.
     """
 
     distortion: Distortion
     rows: Tensor
     draws: Draws
+    labels: bool = False
 
 
 def drawn(operations: Sequence[Operation], draws: Draws) -> list[Drawn]:
@@ -80,21 +82,21 @@ def drawn(operations: Sequence[Operation], draws: Draws) -> list[Drawn]:
     for number, operation in enumerate(operations):
         own = draws.child(str(number))
         rows = picked(own, operation.p)
-        found.append(Drawn(operation.distortion, rows, own.select(rows)))
+        found.append(Drawn(operation.distortion, rows, own.select(rows), operation.labels))
     return found
 
 
 def moved(group: Sequence[Drawn], box: Tensor) -> Tensor:
     """Return where crops lie after some operations, (B, len(S), 2)."""
-    for distortion, rows, draws in group:
+    for distortion, rows, draws, _ in group:
         box = box.index_copy(0, rows, distortion.box(box[rows], draws))
     return box
 
 
 def label_of(group: Sequence[Drawn], images: int) -> Tensor | None:
     """Return the label (B,) that the labelling operation made, 0 where it was not applied."""
-    for distortion, rows, draws in group:
-        label = distortion.label(draws)
+    for distortion, rows, draws, labels in group:
+        label = distortion.label(draws) if labels else None
         if label is not None:
             none = torch.zeros(images, dtype=label.dtype, device=label.device)
             return none.index_copy(0, rows, label)
@@ -103,7 +105,7 @@ def label_of(group: Sequence[Drawn], images: int) -> Tensor | None:
 
 def distort_rows(drawn: Drawn, images: Tensor) -> Tensor:
     """Apply a distortion to its rows of images (B, C, *S); the others come back as they were."""
-    distortion, rows, draws = drawn
+    distortion, rows, draws, _ = drawn
     if len(rows) == 0:
         return images
     if len(rows) == len(images):
@@ -115,7 +117,7 @@ def distort_rows(drawn: Drawn, images: Tensor) -> Tensor:
 def plan(group: Sequence[Drawn], shape: Sequence[int]) -> Todo | None:
     """Return what is to be done to each image (C, *S), or None where batches are better."""
     todo: dict[int, list[Change]] = {}
-    for distortion, rows, draws in group:
+    for distortion, rows, draws, _ in group:
         changes = distortion.by_image(draws, shape)
         if changes is None:
             return None

@@ -88,6 +88,39 @@ def losses(rounds: Rounds = 7, as_json: AsJson = False) -> None:
             typer.echo(f"  {arm:12}{_row(value, arm)}")
 
 
+@app.command("data")
+def data(
+    size: Annotated[int, typer.Option("--size", min=8, help="Side of a view in px.")] = 224,
+    side: Annotated[int, typer.Option("--side", min=64, help="Side of an image in px.")] = 1024,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")] = 64,
+    rounds: Rounds = 7,
+    as_json: AsJson = False,
+) -> None:
+    """Compare reading and distorting images with the public code's way, stage by stage.
+
+    From made-up PNG files and from a cache of them to view 1, view 2 and the target, in one process
+    and one thread. All are alternated; times are processor time an image: medians (least to most).
+    """
+    from dira_core.bench.data import data as measure
+
+    found = measure(side, size, batch_size, rounds)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, times in found["us"].items():
+        faster = found["times public code"].get(name)
+        note = "" if faster is None else f", {faster:.1f} times the public code"
+        typer.echo(f"{name:32}{_us(times)}, {found['images/s'][name]:.0f} images/s{note}")
+        for stage, of_stage in found["stages us"].get(name, {}).items():
+            typer.echo(f"  {stage:30}{_us(of_stage)}")
+    for name in ("dB to Pillow", "cores used", "rounds"):
+        typer.echo(f"{name:32}{found[name]:10.4g}")
+
+
+def _us(times: dict[str, float]) -> str:
+    return f"{times['median']:10.1f} us ({times['min']:.1f} to {times['max']:.1f})"
+
+
 def _row(found: dict[str, Any], arm: str) -> str:
     ms, mib, times = found["ms"][arm], found["MiB"][arm], found["times dira"].get(arm)
     parts = [

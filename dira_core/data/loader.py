@@ -175,7 +175,7 @@ class CropDataset(Dataset[Crops]):
         index = torch.tensor([at for at, _ in read])
         images = [image for _, image in read]
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
-        boxes = self._boxes(index, images, request)
+        boxes = self.boxes(index, images, request)
         pixels = [
             self._buffers.empty(len(images), self._channels, *[view.size] * boxes.shape[2])
             for view in self._views
@@ -198,7 +198,7 @@ class CropDataset(Dataset[Crops]):
         except DiraError as error:
             return error
 
-    def _boxes(self, index: Tensor, images: Sequence[Image], request: Request) -> Tensor:
+    def boxes(self, index: Tensor, images: Sequence[Image], request: Request) -> Tensor:
         """Return where every view of every image lies, (B, V, D, 2) int64."""
         sizes = [image.pixels.shape[1:] for image in images]
         axes = {len(size) for size in sizes}
