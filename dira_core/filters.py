@@ -62,7 +62,7 @@ def _lines(image: np.ndarray) -> np.ndarray:
     would push each other out of the processor's cache.
     """
     width = math.prod(image.shape[1:])
-    if image.dtype == np.float32 and image.flags.c_contiguous:
+    if image.dtype == np.float32 and image.flags.carray:  # torch takes none that is read-only
         return image.reshape(len(image), width)
     lines = np.empty((len(image), width + (8 - width) % 16), np.float32)
     lines[:, :width].reshape(image.shape)[...] = image
