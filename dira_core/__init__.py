@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from dira_core.api import Result as Result
     from dira_core.api import pretrain as pretrain
     from dira_core.api import run as run
+    from dira_core.choices import DistortionChoice as DistortionChoice
+    from dira_core.clusters import kmeans as kmeans
+    from dira_core.clusters import pca_whiten as pca_whiten
     from dira_core.components import Command as Command
     from dira_core.components import Component as Component
     from dira_core.components import DistortionOptions as DistortionOptions
@@ -27,11 +30,14 @@ if TYPE_CHECKING:
     from dira_core.export import Preprocessing as Preprocessing
     from dira_core.export import Pretrained as Pretrained
     from dira_core.export import load as load
+    from dira_core.filters import blurring as blurring
+    from dira_core.filters import filtered as filtered
     from dira_core.hookspecs import hookimpl as hookimpl
     from dira_core.layering import gather as gather
     from dira_core.losses import barlow_twins as barlow_twins
     from dira_core.losses import bce_critic as bce_critic
     from dira_core.losses import bce_generator as bce_generator
+    from dira_core.losses import classification as classification
     from dira_core.losses import hinge_critic as hinge_critic
     from dira_core.losses import hinge_generator as hinge_generator
     from dira_core.losses import in_float32 as in_float32
@@ -44,19 +50,23 @@ if TYPE_CHECKING:
     from dira_core.losses import negative_cosine as negative_cosine
     from dira_core.losses import nt_xent as nt_xent
     from dira_core.nn.layers import batch_norm as batch_norm
+    from dira_core.nn.layers import cells as cells
     from dira_core.nn.layers import conv as conv
     from dira_core.nn.layers import instance_norm as instance_norm
     from dira_core.nn.layers import mlp as mlp
+    from dira_core.nn.layers import unit as unit
     from dira_core.nn.layers import upsample as upsample
     from dira_core.nn.queue import Queue as Queue
     from dira_core.nn.resnet import ResNet as ResNet
     from dira_core.nn.teacher import Teacher as Teacher
-    from dira_core.recipe import DistortionChoice as DistortionChoice
+    from dira_core.nn.teacher import rising_momentum as rising_momentum
+    from dira_core.operations import build_distortion as build_distortion
+    from dira_core.operations import distort as distort
     from dira_core.recipe import Recipe as Recipe
-    from dira_core.recipe import Settings as Settings
-    from dira_core.recipe import resolve as resolve
+    from dira_core.resolving import resolve as resolve
     from dira_core.roles import Adversary as Adversary
     from dira_core.roles import Backbone as Backbone
+    from dira_core.roles import Change as Change
     from dira_core.roles import Discriminator as Discriminator
     from dira_core.roles import Distortion as Distortion
     from dira_core.roles import Encoding as Encoding
@@ -67,30 +77,33 @@ if TYPE_CHECKING:
     from dira_core.roles import Source as Source
     from dira_core.roles import Tracker as Tracker
     from dira_core.roles import pool as pool
+    from dira_core.settings import Settings as Settings
     from dira_core.trio import Trio as Trio
     from dira_core.types import Batch as Batch
     from dira_core.types import Image as Image
     from dira_core.types import Objective as Objective
     from dira_core.types import Progress as Progress
     from dira_core.types import View as View
-    from dira_core.views import build_distortion as build_distortion
-    from dira_core.views import distort as distort
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
+    "choices": ["DistortionChoice"],
+    "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
     "export": ["Preprocessing", "Pretrained", "load"],
+    "filters": ["blurring", "filtered"],
     "hookspecs": ["hookimpl"],
     "layering": ["gather"],
     "losses": [
         "barlow_twins",
         "bce_critic",
         "bce_generator",
+        "classification",
         "hinge_critic",
         "hinge_generator",
         "in_float32",
@@ -103,14 +116,17 @@ _PUBLIC = {
         "negative_cosine",
         "nt_xent",
     ],
-    "nn.layers": ["batch_norm", "conv", "instance_norm", "mlp", "upsample"],
+    "nn.layers": ["batch_norm", "cells", "conv", "instance_norm", "mlp", "unit", "upsample"],
     "nn.queue": ["Queue"],
     "nn.resnet": ["ResNet"],
-    "nn.teacher": ["Teacher"],
-    "recipe": ["DistortionChoice", "Recipe", "Settings", "resolve"],
+    "nn.teacher": ["Teacher", "rising_momentum"],
+    "operations": ["build_distortion", "distort"],
+    "recipe": ["Recipe"],
+    "resolving": ["resolve"],
     "roles": [
         "Adversary",
         "Backbone",
+        "Change",
         "Discriminator",
         "Distortion",
         "Encoding",
@@ -122,9 +138,9 @@ _PUBLIC = {
         "Tracker",
         "pool",
     ],
+    "settings": ["Settings"],
     "trio": ["Trio"],
     "types": ["Batch", "Image", "Objective", "Progress", "View"],
-    "views": ["build_distortion", "distort"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

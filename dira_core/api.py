@@ -6,28 +6,36 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dira_core.agreement import agree
+from dira_core.blame import blamed
 from dira_core.build import build_players, build_source, build_trackers, build_trio, seeded
 from dira_core.data.loader import Loader
-from dira_core.errors import CheckpointError, DivergedError, PluginError
-from dira_core.evaluate import Sample, SourceFeatures, examine, held_out, probe
+from dira_core.distributed import from_first, rank, world_size
+from dira_core.errors import CheckpointError, DivergedError, PluginError, RecipeError
+from dira_core.evaluate import Pause, Sample, SourceFeatures, examine, held_out, probe
 from dira_core.export import write_weights
 from dira_core.files import write_atomic
+from dira_core.memory import restart_peak
+from dira_core.peers import joined, peers_named
 from dira_core.pictures import contact_sheet, write_png
 from dira_core.plugins import installed
 from dira_core.precision import Precision, resolve_device, resolve_precision
-from dira_core.recipe import Recipe, Settings, to_toml
+from dira_core.profiling import Profiled
+from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
-from dira_core.roles import Source
+from dira_core.roles import Backbone, Source
 from dira_core.runfolder import RunFolder, Status
-from dira_core.session import Display, Preempted, Session, Silent, observe
-from dira_core.signals import Stop
+from dira_core.session import Display, Session, Silent, observe, pause
+from dira_core.settings import Settings, Train
+from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Trainer
 from dira_core.trio import Model, Trio
 from dira_core.views import ViewMaker
@@ -67,10 +75,32 @@ def run(
     Raises:
         DiraError: Something a user can mend; status.json in the folder says it as well.
     """
-    if recipe.stages:
-        return run_stages(recipe, folder, resume, display or Silent())
-    trio = start(recipe, folder)
-    return pretrain(trio, build_source(recipe), recipe, folder, resume, display)
+    with joined(recipe.train.timeout_s):
+        agree(recipe)
+        recipe = recipe.model_copy(update={"train": shared_out(recipe.train)})
+        display = display if display and rank() == 0 else Silent()
+        if recipe.stages:
+            return run_stages(recipe, folder, resume, display)
+        trio = start(recipe, folder)
+        return pretrain(trio, build_source(recipe), recipe, folder, resume, display)
+
+
+def shared_out(train: Train) -> Train:
+    """Return a recipe's `train` for as many processes as there are, with the same global batch.
+
+    Raises:
+        RecipeError: The global batch cannot be split among them.
+    """
+    n = world_size()
+    before = train.processes or n
+    batch, left = divmod(train.batch_size * before, n)
+    if left:
+        raise RecipeError(
+            f"a batch of {train.batch_size} images on each of {before} processes cannot be split "
+            f"among {n}: use a number of processes that divides {train.batch_size * before}, or "
+            "another --batch-size with train.processes=none"
+        )
+    return train.model_copy(update={"processes": n, "batch_size": batch})
 
 
 def start(recipe: Recipe, folder: Path) -> Trio:
@@ -91,11 +121,12 @@ def run_stages(recipe: Recipe, folder: Path, resume: bool, display: Display) -> 
 
     What the last one leaves (weights, pictures, summary) is copied to `folder`.
     """
-    with RunFolder(folder, resume=resume) as home:
-        if resume and home.read_status() == "done":
+    with owned(RunFolder(folder, resume=resume)) as home:
+        if resume and from_first(home.read_status()) == "done":
             return finished(folder, display)
-        home.write_recipe(to_toml(recipe))
-        home.status("running")
+        if rank() == 0:
+            home.write_recipe(to_toml(recipe))
+            home.status("running")
         results: list[Result] = []
         summary: dict[str, Any] = {}
         with ending(home):
@@ -108,16 +139,17 @@ def run_stages(recipe: Recipe, folder: Path, resume: bool, display: Display) -> 
                     chosen = chosen.model_copy(update={"init": str(heirloom.folder)})
                 trio = start(chosen, place)
                 source = build_source(chosen)
-                again = RunFolder(place).holds_run()
+                again = from_first(RunFolder(place).holds_run())
                 results.append(pretrain(trio, source, chosen, place, again, display, heirloom))
                 if results[-1].status != "done":
                     raise Preempted(f"in stage {stage.name}")
-            for name in ("weights", "images"):
-                shutil.copytree(results[-1].folder / name, folder / name, dirs_exist_ok=True)
             steps = sum(result.summary["steps"] for result in results)
             before = results[0].summary["before"]
             summary = results[-1].summary | {"before": before, "steps": steps}
-            write_atomic(folder / "summary.json", json.dumps(summary, indent=2).encode())
+            if rank() == 0:
+                for name in ("weights", "images"):
+                    shutil.copytree(results[-1].folder / name, folder / name, dirs_exist_ok=True)
+                write_atomic(folder / "summary.json", json.dumps(summary, indent=2).encode())
     return Result(folder, "done" if summary else "preempted", summary)
 
 
@@ -135,18 +167,31 @@ def pretrain(
     Args:
         heirloom: Weights of roles that an earlier stage ended with.
     """
-    display = display or Silent()
-    with RunFolder(folder, resume=resume, keep=settings.checkpoint.keep) as home, Stop() as stop:
-        if resume and home.read_status() == "done":
+    game: Game | None = None
+
+    def where() -> str:
+        return "the start" if game is None else f"step {game.trainer.step}"
+
+    with (
+        joined(settings.train.timeout_s, where),
+        owned(RunFolder(folder, resume=resume, keep=settings.checkpoint.keep)) as home,
+        Stop() as stop,
+    ):
+        agree(settings, fingerprint=source.fingerprint())
+        display = display if display and rank() == 0 else Silent()
+        if resume and from_first(home.read_status()) == "done":
             return finished(folder, display)
-        home.status("running")
+        if rank() == 0:
+            home.status("running")
         summary: dict[str, Any] = {}
-        with ending(home):
+        with ending(home), peers_named(where), blamed(where, lambda: settings.train):
             game = Game(trio, source, settings)
+            display.said(game.manner())
             if trio.donor is not None:
                 display.said(trio.donor.line())
                 record = json.dumps(trio.donor.record(), indent=1)
-                write_atomic(folder / "init.json", record.encode())
+                if rank() == 0:
+                    write_atomic(folder / "init.json", record.encode())
             if heirloom is not None:
                 heirloom.give(game.trainer)
             with (
@@ -156,14 +201,21 @@ def pretrain(
                     source,
                     settings,
                     installed().hook,
-                    build_trackers(settings, folder),
+                    build_trackers(settings, folder) if rank() == 0 else [],
                     display,
                     stop,
-                    SourceFeatures(trio.backbone, source, settings, game.precision.device),
+                    game.features(partial(pause, stop)),
                 ) as session,
             ):
-                summary = play(game, session, home, resume)
+                summary = play(game, session, home, resume, partial(pause, stop))
     return Result(folder, "done" if summary else "preempted", summary)
+
+
+@contextmanager
+def owned(home: RunFolder) -> Iterator[RunFolder]:
+    """Lock a run folder in the first process; the others look on."""
+    with home if rank() == 0 else nullcontext():
+        yield home
 
 
 def finished(folder: Path, display: Display) -> Result:
@@ -187,7 +239,8 @@ def ending(home: RunFolder) -> Iterator[None]:
         reason = str(error) or type(error).__name__
         raise
     finally:
-        home.status(status, reason)
+        if rank() == 0:
+            home.status(status, reason)
         try:
             observe(installed().hook.dira_run_ended, folder=home.path, status=status)
         except PluginError as error:
@@ -237,6 +290,7 @@ class Game:
         players = build_players(trio, settings, self.precision)
         assert isinstance(players[0].module, Model)
         self.model = players[0].module
+        self.strategy = players[0].strategy
         self.loader = Loader(source, settings, trio.n_views)
         self.views = ViewMaker(settings, device, trio.n_views)
         optimizers = {"model": settings.optimizer, "critic": settings.critic_optimizer}
@@ -244,41 +298,82 @@ class Game:
             players, optimizers, self.loader, self.views, self.precision, settings
         )
 
+    def manner(self) -> str:
+        """Say in one line how the run computes, and what `auto` stands for."""
+        train, n = self.settings.train, world_size()
+        chosen = " (auto)" if train.precision == "auto" else ""
+        order = "channels last" if train.channels_last else "contiguous"
+        shared = f"{n} processes ({train.strategy})" if n > 1 else "one process"
+        threads = torch.get_num_threads()
+        return (
+            f"{self.precision.name}{chosen}, {order}, on {self.precision.device.type}, "
+            f"{shared} of {threads} {'threads' if threads > 1 else 'thread'}"
+        )
+
+    def whole(self) -> Model:
+        """Return the model with the weights that all processes hold."""
+        return self.strategy.whole(self.model)
+
+    def backbone(self) -> Backbone:
+        """Return the backbone of the whole model."""
+        return self.whole().backbone
+
+    def features(self, pause: Pause = lambda: None) -> SourceFeatures:
+        """Return what encodes the whole source, for Discriminators that cluster."""
+        device = self.precision.device
+        return SourceFeatures(self.backbone, self.source, self.settings, device, pause)
+
     def examine(self, rows: int = 64) -> Sample:
         """Restore and embed held-out views in evaluation mode."""
         crops = held_out(self.loader, rows)
-        return examine(self.model, self.views(crops, 0, 0), self.precision)
+        return examine(self.whole(), self.views(crops, 0, 0), self.precision)
 
-    def probe(self) -> float | None:
+    def probe(self, pause: Pause) -> float | None:
         """Return the kNN accuracy of the backbone's frozen features, or None without labels."""
-        return probe(self.trio.backbone, self.source, self.settings, self.precision.device)
+        return probe(self.backbone(), self.source, self.settings, self.precision.device, pause)
+
+    def write_weights(self, folder: Path) -> None:
+        """Export backbone and decoder."""
+        whole = self.whole()
+        trio = replace(self.trio, backbone=whole.backbone, restorer=whole.restorer)
+        if rank() == 0:
+            write_weights(folder, trio, self.settings)
 
 
-def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[str, Any]:
+def play(
+    game: Game, session: Session, home: RunFolder, resume: bool, pause: Pause
+) -> dict[str, Any]:
     """Train, measure before and after, write weights, pictures and summary."""
-    settings, trainer = game.settings, game.trainer
-    home.write_environment()
+    settings, trainer, first = game.settings, game.trainer, rank() == 0
+    if first:
+        home.write_environment()
     began = (home.path / "metrics.jsonl").exists()
-    if resume and (began or home.checkpoints.latest() is not None):
+    if from_first(resume and (began or (first and home.checkpoints.latest() is not None))):
         session.resume(trainer)
     else:
-        home.write_recipe(to_toml(settings))
-        session.notes["before"] = {"knn": game.probe(), **game.examine().metrics}
+        if first:
+            home.write_recipe(to_toml(settings))
+        session.notes["before"] = {"knn": game.probe(pause), **game.examine().metrics}
         session.save(trainer)
+        session.settle()  # a log without a checkpoint could not be continued
     observe(installed().hook.dira_run_started, folder=home.path, progress=trainer.progress)
-    trainer.fit(session)
+    restart_peak(game.precision.device)
+    with Profiled(session, home.path / "profile", settings.log.profile, session.display) as watcher:
+        trainer.fit(watcher)
     session.save(trainer)
     sample = game.examine()
-    write_png(home.path / "images/restored.png", sheet(sample), enlarge=2)
-    write_weights(home.path / "weights", game.trio, settings)
+    game.write_weights(home.path / "weights")
     summary = {
         "steps": trainer.step,
         "before": session.notes["before"],
-        "after": {"knn": game.probe(), **sample.metrics},
+        "after": {"knn": game.probe(pause), **sample.metrics},
         "images_per_s": session.images_per_s,
         "unreadable": len(game.loader.unreadable),
     }
-    write_atomic(home.path / "summary.json", json.dumps(summary, indent=2).encode())
+    session.settle()
+    if first:
+        write_png(home.path / "images/restored.png", sheet(sample), enlarge=2)
+        write_atomic(home.path / "summary.json", json.dumps(summary, indent=2).encode())
     return summary
 
 

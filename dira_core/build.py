@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,13 +11,18 @@ import torch
 from torch import nn
 
 from dira_core.components import Choice, Kind
+from dira_core.distributed import world_size
 from dira_core.donor import Donor
 from dira_core.errors import RecipeError
+from dira_core.nn.recompute import recompute
+from dira_core.nn.sync_norm import synchronise
 from dira_core.optim import build_optimizer
+from dira_core.parallel import Sharded, chosen_strategy, wrapped
 from dira_core.plugins import installed, make
 from dira_core.precision import Precision
-from dira_core.recipe import Recipe, Settings
+from dira_core.recipe import Recipe
 from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker, trainable
+from dira_core.settings import Settings
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio
 
 
@@ -62,15 +67,20 @@ def build_source(recipe: Recipe) -> Source:
     return source
 
 
-def build_trio(recipe: Recipe) -> Trio:
+def build_trio(recipe: Recipe, backbone: Backbone | None = None) -> Trio:
     """Build backbone and roles on the CPU; initial weights depend on the recipe's seed and init.
+
+    Args:
+        recipe: Names them.
+        backbone: One of your own, instead of the recipe's.
 
     Raises:
         DiraError: A component cannot be built, or `init` has no weights for the backbone.
     """
     dims, channels, seed = axes(recipe), recipe.views.channels, recipe.seed
-    with seeded(seed, "backbone"):
-        backbone: Backbone = make("backbone", recipe.backbone, channels, dims)
+    if backbone is None:
+        with seeded(seed, "backbone"):
+            backbone = made_backbone(recipe.backbone, channels, dims)
     donor = None if recipe.init is None else Donor(recipe.init, recipe.backbone.name)
     if donor is not None:
         donor.give_backbone(backbone)  # before a role copies it for its teacher
@@ -92,29 +102,51 @@ def build_trio(recipe: Recipe) -> Trio:
     return trio
 
 
+def made_backbone(choice: Choice, channels: int, dims: int) -> Backbone:
+    """Build a backbone for images with so many channels and axes."""
+    backbone: Backbone = make("backbone", choice, channels, dims)
+    return backbone
+
+
 def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[Player]:
-    """Move a trio to its device and memory layout, and make players of it.
+    """Move a trio to its device and memory layout, share it with other processes, make players.
 
     Raises:
         RecipeError: The trio has nothing to train.
     """
     trio.check()
+    train, device = settings.train, precision.device
+    strategy = chosen_strategy(train.strategy)
     model = Model(trio, settings.views.discriminator_sees)
-    batch = settings.train.batch_size * settings.train.accumulate
-    modules: list[nn.Module] = [model, *([trio.adversary] if trio.adversary else [])]
-    for module in modules:
-        place(module, precision.device, channels_last=settings.train.channels_last)
-        module.train()
+    place(model, device, channels_last=train.channels_last and not isinstance(strategy, Sharded))
+    adapt([trio.backbone, *([trio.restorer] if trio.restorer else [])], settings)
+    if train.sync_norm:
+        synchronise(model, device)
+    shared = wrapped(model.train(), strategy)
+    batch = train.batch_size * train.accumulate * world_size()
     optimizer = build_optimizer(model.param_groups(), settings.optimizer, batch)
     adversary = trio.adversary
     if adversary is None:
-        return [ModelPlayer(model, optimizer, settings.weights, precision)]
+        return [ModelPlayer(shared, optimizer, settings.weights, precision)]
+    place(adversary, device, channels_last=train.channels_last)
+    if train.sync_norm:
+        synchronise(adversary, device)
+    critic = wrapped(adversary.train(), chosen_strategy("ddp"))  # too small for shards
     groups = [{"params": trainable([adversary])}]
     critic_optimizer = build_optimizer(groups, settings.critic_optimizer, batch)
     return [
-        ModelPlayer(model, optimizer, settings.weights, precision, adversary, adversary),
-        CriticPlayer(adversary, critic_optimizer, adversary),
+        ModelPlayer(shared, optimizer, settings.weights, precision, critic),
+        CriticPlayer(critic, critic_optimizer),
     ]
+
+
+def adapt(parts: Sequence[Backbone | Restorer], settings: Settings) -> None:
+    """Let networks forget activations, and compile them, as the recipe says."""
+    for part in parts:
+        if settings.train.recompute:
+            recompute(part.segments())
+        if settings.train.compile:
+            part.compile()
 
 
 def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -13,16 +12,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import JsonValue, TypeAdapter
 from safetensors import SafetensorError
 from torch import Tensor
 
-import dira_core
 from dira_core import checkpoint_manifest as manifest
+from dira_core.checkpoint_draft import (
+    PLACES,
+    Job,
+    Patience,
+    collect,
+    complete,
+    hand_in,
+    write_files,
+)
 from dira_core.errors import CheckpointError
 from dira_core.files import failpoint, sync, unused, write_synced, writing
-from dira_core.tensorfiles import read_tensors, write_tensors
+from dira_core.shards import joined
+from dira_core.tensorfiles import plain, read_tensors
 
 logger = logging.getLogger("dira")
 
@@ -43,17 +50,14 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         if keep < 2:
             raise ValueError(f"keep at least 2 checkpoints, got {keep}")
-        self._folder = folder
+        self.folder = folder
         self._keep = keep
         self._saved = False
 
     def save(
         self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]
     ) -> Path:
-        """Commit a checkpoint, verify it, then delete those no longer kept.
-
-        Killed at any instant, either this checkpoint or the one before is complete. One of the same
-        step that verifies is left as it is.
+        """Commit a checkpoint of whole tensors now, from this process alone; see `commit`.
 
         Args:
             step: Optimizer steps done.
@@ -67,22 +71,74 @@ class Checkpoints:
             RunFolderError: The folder cannot be written to.
             CheckpointError: What was written does not read back.
         """
-        data = json.dumps(_JSON_OBJECT.validate_python(dict(state), strict=True)).encode()
-        path = self._folder / manifest.folder_name(step)
-        if os.path.lexists(path):
-            reason = _trouble(path)
-            if not reason:
-                return path
+        job = Job(step, uuid.uuid4().hex, encoded(state), state.get("recipe_digest"))
+        if self.wants(step):
+            files = {
+                f"{stem}.safetensors": {name: plain(tensor) for name, tensor in group.items()}
+                for stem, group in tensors.items()
+            }
+            self.commit(job, files, Patience(0))
+        return self.folder / manifest.folder_name(step)
+
+    def wants(self, step: int) -> bool:
+        """Say whether the checkpoint of a step is yet to be written; a damaged one makes room."""
+        path = self.folder / manifest.folder_name(step)
+        if not os.path.lexists(path):
+            return True
+        reason = _trouble(path)
+        if reason:
             self._quarantine(path, reason)
-        need = len(data) + sum(t.nbytes for group in tensors.values() for t in group.values())
-        with writing(self._folder, need):
+        return bool(reason)
+
+    def commit(
+        self, job: Job, files: Mapping[str, Mapping[str, Tensor]], patience: Patience
+    ) -> Path | None:
+        """Write this process's part of a checkpoint; the first process then commits the whole.
+
+        Killed at any instant, either this checkpoint or the one before is complete. Those no longer
+        kept are deleted once this one is known to read back.
+
+        Args:
+            job: What it is about.
+            files: Plain tensors by file and name, which nobody changes meanwhile.
+            patience: With the other processes, where there are any.
+
+        Returns:
+            The checkpoint; None on other processes than the first.
+
+        Raises:
+            ResourceError: No space is left; the checkpoints before are intact.
+            RunFolderError: The folder cannot be written to.
+            CheckpointError: What was written does not read back.
+            PeerError: Another process did not write its part in time.
+        """
+        need = len(job.state) + sum(t.nbytes for group in files.values() for t in group.values())
+        draft = self.folder / job.draft
+        with writing(self.folder, need):
             self._prepare()
-            self._commit(path, tensors, data, state.get("recipe_digest"))
+            if job.rank > 0:
+                part = write_files(draft, job, files)
+                failpoint("ckpt.after_data")
+                hand_in(draft, job.rank, part)
+                return None
+            path = self.folder / manifest.folder_name(job.step)
+            try:
+                part = write_files(draft, job, files)
+                write_synced(draft / manifest.STATE, job.state)
+                failpoint("ckpt.after_data")
+                complete(draft, job, [part, *collect(draft, job, patience)])
+                sync(draft)
+                failpoint("ckpt.after_manifest")
+                draft.rename(path)
+            except BaseException:
+                shutil.rmtree(draft, ignore_errors=True)  # `sweep` tries again
+                raise
+            sync(self.folder)
         failpoint("ckpt.after_rename")
-        manifest.verify(path)
+        manifest.verify_sizes(path)
         self._saved = True
         failpoint("ckpt.before_prune")
-        self._prune(step)
+        self._prune(job.step)
         return path
 
     def latest(self) -> Path | None:
@@ -104,24 +160,26 @@ class Checkpoints:
         reasons += [_trouble(path) for path in damaged_before]
         if reasons:
             raise CheckpointError(
-                f"no checkpoint in {self._folder} can be trusted ({'; '.join(reasons)}): "
+                f"no checkpoint in {self.folder} can be trusted ({'; '.join(reasons)}): "
                 "put one back from a backup, or start anew under another --out"
             )
         return None
 
     def load(self, path: Path, device: str = "cpu") -> State:
-        """Read a checkpoint after verifying every byte of it.
+        """Read a checkpoint after verifying every byte of it; tensors written in pieces are whole.
 
         Raises:
             CheckpointError: It is damaged, incomplete, or of another schema.
         """
-        files = manifest.verify(path).files
+        names = manifest.verify(path).files
         try:
-            tensors = {
-                Path(name).stem: read_tensors(path / name, device)
-                for name in files
+            files = {
+                name: read_tensors(path / name, device)
+                for name in names
                 if name.endswith(".safetensors")
             }
+            index = (path / manifest.SHARDS).read_bytes() if manifest.SHARDS in names else b"{}"
+            tensors = joined(files, PLACES.validate_json(index))
             return tensors, manifest.parse_json((path / manifest.STATE).read_bytes())
         except (SafetensorError, OSError, ValueError, RecursionError) as error:
             raise CheckpointError(
@@ -134,38 +192,14 @@ class Checkpoints:
             _delete(path)
 
     def _prepare(self) -> None:
-        if self._saved and not self._folder.is_dir():
-            logger.warning("%s vanished while the run was going; made again", self._folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
-
-    def _commit(
-        self,
-        path: Path,
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        state: bytes,
-        recipe_digest: str | None,
-    ) -> None:
-        draft = self._folder / f".tmp-{path.name}-{uuid.uuid4().hex}"
-        draft.mkdir()
-        try:
-            for stem, group in tensors.items():
-                write_tensors(draft / f"{stem}.safetensors", group)
-            write_synced(draft / manifest.STATE, state)
-            failpoint("ckpt.after_data")
-            versions = {"dira": dira_core.__version__, "torch": str(torch.__version__)}
-            manifest.write(draft, _step(path), versions, recipe_digest)
-            sync(draft)
-            failpoint("ckpt.after_manifest")
-            draft.rename(path)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)  # `sweep` tries again
-            raise
-        sync(self._folder)
+        if self._saved and not self.folder.is_dir():
+            logger.warning("%s vanished while the run was going; made again", self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _prune(self, newest: int) -> None:
         older = [path for path in self._listed("step-") if _step(path) < newest]
         for path in older[: max(0, len(older) - self._keep + 1)]:
-            trash = self._folder / f".trash-{path.name}-{uuid.uuid4().hex}"
+            trash = self.folder / f".trash-{path.name}-{uuid.uuid4().hex}"
             try:
                 path.rename(trash)
             except OSError as error:
@@ -186,78 +220,24 @@ class Checkpoints:
     def _listed(self, prefix: str) -> list[Path]:
         """Return what is named so, by step; a folder that cannot be listed is an error."""
         try:
-            names = os.listdir(self._folder)
+            names = os.listdir(self.folder)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise CheckpointError(
-                f"cannot look for checkpoints in {self._folder} ({error.strerror}): mend its rights"
+                f"cannot look for checkpoints in {self.folder} ({error.strerror}): mend its rights"
             ) from error
         pattern = re.compile(re.escape(prefix) + (r"\d{8,}" if prefix == "step-" else r".+"))
-        return sorted((self._folder / n for n in names if pattern.fullmatch(n)), key=_step)
+        return sorted((self.folder / n for n in names if pattern.fullmatch(n)), key=_step)
 
 
-def flatten_optimizer(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Split the state of a torch optimizer into tensors and JSON.
-
-    Returns:
-        The tensors by path, for example "state/0/exp_avg"; and the rest, in which each of them is
-        {"tensor": path}, each dict {"dict": [[key, value], ...]} (torch keys states by integers)
-        and each tuple {"tuple": [...]}.
-    """
-    tensors: dict[str, Tensor] = {}
-    return tensors, {k: _flat(v, k, tensors) for k, v in state_dict.items()}
-
-
-def unflatten_optimizer(tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
-    """Put together again what `flatten_optimizer` split.
+def encoded(state: Mapping[str, Any]) -> bytes:
+    """Return a state as JSON.
 
     Raises:
-        KeyError: A tensor is missing.
-        ValueError: There are tensors that belong nowhere.
+        ValueError: JSON would change it.
     """
-    left = set(tensors)
-    state_dict = {key: _deep(value, tensors, left) for key, value in rest.items()}
-    if left:
-        raise ValueError(f"optimizer tensors that belong nowhere: {', '.join(sorted(left))}")
-    return state_dict
-
-
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of tensors: sorted names, types, shapes and bytes, whatever the layout."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        total.update(flat.view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
-def _flat(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        assert path not in tensors, f"two states are called {path}"
-        tensors[path] = value
-        return {"tensor": path}
-    if isinstance(value, Mapping):
-        return {"dict": [[k, _flat(v, f"{path}/{k}", tensors)] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)):
-        inner = [_flat(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]
-        return {"tuple": inner} if isinstance(value, tuple) else inner
-    return value
-
-
-def _deep(value: Any, tensors: Mapping[str, Tensor], left: set[str]) -> Any:
-    if isinstance(value, list):
-        return [_deep(v, tensors, left) for v in value]
-    if not isinstance(value, Mapping):
-        return value
-    ((kind, content),) = value.items()
-    if kind == "tensor":
-        left.discard(content)
-        return tensors[content]
-    if kind == "tuple":
-        return tuple(_deep(v, tensors, left) for v in content)
-    return {k: _deep(v, tensors, left) for k, v in content}
+    return json.dumps(_JSON_OBJECT.validate_python(dict(state), strict=True)).encode()
 
 
 def _step(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +19,14 @@ SCHEMA = 1
 
 NAME = "MANIFEST.json"
 STATE = "state.json"
+SHARDS = "shards.json"
 
 _LARGEST = 2**20
 
-FileName = Annotated[str, StringConstraints(pattern=r"^(state\.json|[a-z0-9_]+\.safetensors)$")]
+FileName = Annotated[
+    str,
+    StringConstraints(pattern=r"^((state|shards)\.json|[a-z0-9_]+(\.rank-\d{5})?\.safetensors)$"),
+]
 
 
 class Entry(BaseModel):
@@ -31,6 +36,11 @@ class Entry(BaseModel):
 
     size: int = Field(ge=0)
     sha256: str
+
+    @classmethod
+    def of(cls, data: bytes) -> Entry:
+        """Describe a file of these bytes."""
+        return cls(size=len(data), sha256=hashlib.sha256(data).hexdigest())
 
 
 class Manifest(BaseModel):
@@ -50,12 +60,8 @@ def folder_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write(folder: Path, step: int, versions: Mapping[str, str], recipe_digest: str | None) -> None:
-    """Write the manifest of all files now in a folder, and wait until it is on disk."""
-    files = {p.name: Entry(size=p.stat().st_size, sha256=digest(p)) for p in folder.iterdir()}
-    manifest = Manifest(
-        step=step, versions=dict(versions), recipe_digest=recipe_digest, files=files
-    )
+def write(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder, and wait until it is on disk."""
     write_synced(folder / NAME, _sealed(manifest.model_dump()))
 
 
@@ -64,6 +70,28 @@ def verify(folder: Path) -> Manifest:
 
     Raises:
         CheckpointError: A file is damaged, missing or too many, or the schema is another one.
+    """
+    manifest = verify_sizes(folder)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            digests = pool.map(digest, [folder / name for name in manifest.files])
+            found = dict(zip(manifest.files, digests, strict=True))
+    except OSError as error:
+        raise CheckpointError(f"{folder.name}: cannot be read ({error.strerror})") from error
+    for name, entry in manifest.files.items():
+        if found[name] != entry.sha256:
+            raise CheckpointError(
+                f"{folder.name}: {name} is damaged: its sha256 is not the one that was written"
+            )
+    return manifest
+
+
+def verify_sizes(folder: Path) -> Manifest:
+    """Return the manifest of a checkpoint whose files are there in full, whatever is in them.
+
+    Raises:
+        CheckpointError: A file is missing, too many or of another size, the manifest is damaged, or
+            the schema is another one.
     """
     try:
         manifest = _read(folder / NAME)
@@ -146,5 +174,3 @@ def _check_files(folder: Path, manifest: Manifest) -> None:
             raise ValueError(f"{name} is not a file")
         if path.stat().st_size != entry.size:
             raise ValueError(f"{name} has {path.stat().st_size} bytes, {entry.size} were written")
-        if digest(path) != entry.sha256:
-            raise ValueError(f"{name} is damaged: its sha256 is not the one that was written")

@@ -1,12 +1,51 @@
-"""What the processes of a run know together; in one process, every function is the identity."""
+"""What the processes of a run know together; in one process, every function is the identity.
+
+Tensors of a loss travel by `gather_rows` and `sum_over_processes`, which autograd sees. What the
+engine itself agrees on travels as JSON, never pickled.
+"""
 
 from __future__ import annotations
 
-from typing import Any, cast
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from dira_core.order import in_order
+
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torch's launcher puts into the environment of every process."""
+
+Json = TypeVar("Json")
+
+
+def rank() -> int:
+    """Return the number of this process among those of the run; the first is 0."""
+    return dist.get_rank() if together() else 0
+
+
+def world_size() -> int:
+    """Return the number of processes of the run."""
+    return dist.get_world_size() if together() else 1
+
+
+def local_rank() -> int:
+    """Return the number of this process among those on its machine: its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if together() else 0
+
+
+def together() -> bool:
+    """Say whether this process has joined others."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def launched() -> bool:
+    """Say whether torch's launcher (torchrun, `dira run --nproc`) started this process."""
+    return all(name in os.environ for name in LAUNCHED)
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
@@ -19,9 +58,57 @@ def gather_rows(tensor: Tensor) -> Tensor:
     Args:
         tensor: Equally many rows on every process.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return tensor
-    return cast(Tensor, _Gather.apply(tensor))
+    return tensor if world_size() == 1 else cast(Tensor, _Gather.apply(tensor))
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Add up a tensor over all processes; so is its gradient."""
+    return tensor if world_size() == 1 else cast(Tensor, _Sum.apply(tensor))
+
+
+@torch.no_grad()
+def average(tensors: Sequence[Tensor]) -> None:
+    """Replace tensors of one type by their averages over all processes, in one message."""
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.flatten() for tensor in tensors])
+    in_order("average", flat)
+    dist.all_reduce(flat)
+    pieces = torch.split(flat / world_size(), [tensor.numel() for tensor in tensors])
+    for tensor, piece in zip(tensors, pieces, strict=True):
+        tensor.copy_(piece.view_as(tensor))
+
+
+def highest(*values: float) -> list[float]:
+    """Return the largest of each value over all processes."""
+    if world_size() == 1:
+        return list(values)
+    everyone = torch.tensor(values, dtype=torch.float64)
+    in_order("highest", everyone)
+    dist.all_reduce(everyone, dist.ReduceOp.MAX)
+    return everyone.tolist()
+
+
+def gathered(value: Json) -> list[Json]:
+    """Return a JSON value of every process, in the order of their ranks."""
+    if world_size() == 1:
+        return [value]
+    data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    lengths = gather_rows(torch.tensor([len(data)])).tolist()
+    padded = torch.zeros(max(lengths), dtype=torch.uint8)
+    padded[: len(data)] = data
+    rows = gather_rows(padded[None])
+    return [json.loads(bytes(row[:n].tolist())) for row, n in zip(rows, lengths, strict=True)]
+
+
+def from_first(value: Json) -> Json:
+    """Return the first process's JSON value."""
+    return gathered(value)[0]
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    highest(0)
 
 
 class _Gather(torch.autograd.Function):
@@ -31,11 +118,31 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()  # and so are pieces like it, which NCCL asks for
         pieces = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        in_order("gather_rows", tensor)
         dist.all_gather(pieces, tensor)
         return torch.cat(pieces)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
+        in_order("gradient of gather_rows", total)
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce, whose gradient is the all-reduce of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.contiguous().clone()
+        in_order("sum_over_processes", total)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous().clone()
+        in_order("gradient of sum_over_processes", total)
+        dist.all_reduce(total)
+        return total

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -18,8 +19,9 @@ from dira_core.data.loader import cut
 from dira_core.data.readers import read
 from dira_core.errors import CheckpointError
 from dira_core.plugins import installed, make
-from dira_core.recipe import Recipe, Settings
+from dira_core.recipe import Recipe
 from dira_core.roles import Backbone, Restorer
+from dira_core.settings import Settings
 from dira_core.tensorfiles import write_tensors
 from dira_core.transplant import load_into
 from dira_core.trio import Trio
@@ -53,7 +55,10 @@ class Preprocessing:
         else:
             read_image = read(Path(image), self.window)
         found = replace(read_image, pixels=reduce_channels(read_image.pixels, self.channels))
-        return cut([found], centre_box(found.pixels.shape[1:])[None], self.size, self.channels)
+        box = centre_box(found.pixels.shape[1:])
+        pixels = torch.empty(1, self.channels, *[self.size] * len(box))
+        cut(found, box, pixels[0])
+        return pixels
 
 
 @dataclass(frozen=True)

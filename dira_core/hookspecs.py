@@ -91,7 +91,10 @@ def dira_epoch_ended(progress: Progress) -> None:
 
 @hookspec
 def dira_checkpoint_saved(path: Path, progress: Progress) -> None:
-    """Observe a checkpoint that is complete on disk."""
+    """Observe a checkpoint that is complete on disk.
+
+    Called between two steps; `progress` is that of the checkpoint, the run may be further.
+    """
 
 
 @hookspec

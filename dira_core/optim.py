@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from dira_core.lars import LARS
-from dira_core.recipe import Optimizer as OptimizerOptions
+from dira_core.optimizer_options import Optimizer as OptimizerOptions
+from dira_core.parallel import entire
 from dira_core.types import Progress
 
 
@@ -120,5 +121,4 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
-    return norm
+    return entire(torch.stack(torch._foreach_norm(gradients)).norm())

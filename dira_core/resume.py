@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from dira_core.checkpoint import flatten_optimizer, unflatten_optimizer
 from dira_core.errors import CheckpointError
 from dira_core.optim import like_parameters
+from dira_core.optimizer_state import flatten_optimizer, unflatten_optimizer
+from dira_core.shards import like
 from dira_core.trainer import Trainer
 
 Tensors = dict[str, dict[str, Tensor]]
@@ -36,15 +38,21 @@ def capture(trainer: Trainer) -> tuple[Tensors, dict[str, Any]]:
 def restore(trainer: Trainer, tensors: Tensors, state: Mapping[str, Any]) -> None:
     """Put a captured state into a trainer that was built from the same recipe.
 
+    Tensors are whole; where the trainer's lie in pieces on several processes, each takes its own.
+
     Raises:
         CheckpointError: The state was captured from other modules.
     """
     for player in trainer.players:
         prefix = f"{player.name}."
         try:
-            player.module.load_state_dict(_under(tensors["model"], prefix))
+            own = player.module.state_dict()
+            held = _under(tensors["model"], prefix)
+            held = {k: like(v, own[k]) if k in own else v for k, v in held.items()}
+            player.module.load_state_dict(held)
             held = _under(tensors["optimizer"], prefix)
             optimizer = unflatten_optimizer(held, state["optimizers"][player.name])
+            _divide(optimizer, player.optimizer)
             player.optimizer.load_state_dict(optimizer)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
@@ -83,7 +91,7 @@ def inherit(trainer: Trainer, tensors: Tensors, roles: Collection[str]) -> None:
                     f"the {role} before had other weights than this one: leave it out of `inherit`"
                 )
             for key, value in values.items():
-                value.copy_(given[role][key])
+                value.copy_(like(given[role][key], value))
 
 
 def by_role(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -94,6 +102,15 @@ def by_role(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
         role = "adversary" if player == "critic" else rest.partition(".")[0]
         roles.setdefault(role, {})[key] = value
     return roles
+
+
+def _divide(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Leave of each parameter's state what lies on this process, as its parameter does."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, state in state_dict["state"].items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameters[number].shape:
+                state[name] = like(value, parameters[number])
 
 
 def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -27,6 +27,9 @@ logger = logging.getLogger("dira")
 Status = Literal["running", "preempted", "failed", "diverged", "done"]
 Value = float | int | str | bool | None
 
+JOB = "TORCHELASTIC_RUN_ID"
+"""Environment variable that torch's launcher sets: the same for all processes of a job."""
+
 LOCK = "run.lock"
 RECIPE = "recipe.toml"
 STATUS = "status.json"
@@ -94,9 +97,7 @@ class RunFolder:
         from dira_core.environment import environment  # needs torch as well
 
         now, path = environment(), self.path / ENVIRONMENT
-        before = _read_object(path)
-        changed = [f"{k} {before[k]} -> {now.get(k)}" for k in before if before[k] != now.get(k)]
-        if changed:
+        if changed := changes_of(path, now):
             logger.warning(
                 "the environment is another one, results need not be the same to the bit: %s",
                 ", ".join(changed),
@@ -112,6 +113,8 @@ class RunFolder:
             numbers: Anything else worth knowing, for example the step.
         """
         content: dict[str, Value] = {"status": status, "reason": reason, **_finite(numbers)}
+        if job := this_job():
+            content["job"] = job
         if status != "done":
             content["resume"] = f"dira run --resume {shlex.quote(str(self.path))}"
         try:
@@ -168,6 +171,23 @@ class RunFolder:
         self.checkpoints.sweep()
 
 
+class NoLines:
+    """Keep no lines: the first process of a run does."""
+
+    def append(self, line: Mapping[str, Value]) -> None:
+        """Do nothing."""
+
+    def position(self) -> int:
+        """Return 0."""
+        return 0
+
+    def sync(self) -> None:
+        """Do nothing."""
+
+    def truncate(self, position: int) -> None:
+        """Do nothing."""
+
+
 class Lines:
     """Append JSON lines that a killed process, a full disk or a resumed run cannot garble.
 
@@ -199,16 +219,18 @@ class Lines:
             self.dropped += 1
 
     def position(self) -> int:
-        """Return the length in bytes of what is safely on disk, to `truncate` to on resume.
+        """Return the length in bytes of what was appended, to `truncate` to on resume."""
+        return self._path.stat().st_size if self._path.exists() else 0
+
+    def sync(self) -> None:
+        """Wait until what was appended is on disk: before a checkpoint that knows the position.
 
         Raises:
-            ResourceError: No space is left for what was appended.
+            ResourceError: No space is left for it.
         """
         with writing(self._path.parent, 0):
-            if not self._path.exists():
-                return 0
-            sync(self._path)
-            return self._path.stat().st_size
+            if self._path.exists():
+                sync(self._path)
 
     def truncate(self, position: int) -> None:
         """Forget what was appended after `position`, and a torn last line."""
@@ -246,6 +268,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield _object(line, f"line {number} of {path.name}")
 
 
+def changes_of(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """Return what an environment.json says otherwise than an environment: "threads 1 -> 2"."""
+    before = _read_object(path)
+    return [f"{k} {before[k]} -> {now.get(k)}" for k in before if before[k] != now.get(k)]
+
+
 def new_run_folder(root: Path, name: str | None, recipe_name: str) -> Path:
     """Make and return the empty folder `root/name`, or `root/name-2` and so on when that is taken.
 
@@ -264,6 +292,19 @@ def new_run_folder(root: Path, name: str | None, recipe_name: str) -> Path:
             except FileExistsError:
                 continue  # another run was faster
             return path
+
+
+def run_of_job(root: Path) -> Path | None:
+    """Return the run folder in `root` that this job began before, or None."""
+    job = this_job()
+    found = root.glob(f"*/{STATUS}") if job and root.is_dir() else []
+    return next((path.parent for path in found if _read_object(path).get("job") == job), None)
+
+
+def this_job() -> str | None:
+    """Return what torch's launcher calls the job of this process, if it has a name of its own."""
+    job = os.environ.get(JOB)
+    return None if job == "none" else job
 
 
 def _finite(numbers: Mapping[str, Value]) -> dict[str, Value]:

@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import logging
-import resource
+import signal
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol, Self
 
 import pluggy
 
+from dira_core.distributed import from_first, gathered, highest, rank, world_size
 from dira_core.errors import CheckpointError, DataError, DiraError, DivergedError, PluginError
 from dira_core.files import write_atomic
 from dira_core.health import Health
-from dira_core.recipe import Settings
+from dira_core.memory import peak_mib, restart_peak
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
-from dira_core.runfolder import Lines, RunFolder
-from dira_core.signals import Stop
+from dira_core.runfolder import Lines, NoLines, RunFolder
+from dira_core.saving import Saver
+from dira_core.settings import Settings
+from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
 
 logger = logging.getLogger("dira")
-
-
-class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error
-    """A signal asked to save and leave; everything is saved."""
 
 
 class Display(Protocol):
@@ -57,11 +58,13 @@ class Silent:
 
 
 def observe(call: pluggy.HookCaller, **event: Any) -> None:
-    """Tell every plugin that observes an event.
+    """Tell every plugin that observes an event; of several processes the first one does.
 
     Raises:
         PluginError: One of them raised; the message names it.
     """
+    if rank() > 0:
+        return
     try:
         call(**event)
     except DiraError:
@@ -91,6 +94,7 @@ class Session:
 
     Attributes:
         notes: JSON values that travel with every checkpoint (what was measured before training).
+        display: Where a person watches.
         images_per_s: Source images a second since this process took its first step.
     """
 
@@ -112,22 +116,33 @@ class Session:
         self._settings = settings
         self._hook = hook
         self._trackers = list(trackers)
-        self._display = display
+        self.display = display
         self._stop = stop
         self._features = features
         self._health = Health()
         self._recoveries = 0
-        self._metrics = Lines(folder.path / "metrics.jsonl")
-        self._speed = Lines(folder.path / "speed.jsonl")
+        first = rank() == 0
+        self._saver = Saver(folder.checkpoints, background=settings.checkpoint.background)
+        self._metrics = Lines(folder.path / "metrics.jsonl") if first else NoLines()
+        self._speed = Lines(folder.path / "speed.jsonl") if first else NoLines()
         self._unreadable = 0
         self._first: tuple[int, float] | None = None
         self._since = (0, time.perf_counter(), 0.0)
 
     def epoch_started(self, trainer: Trainer) -> None:
-        """Let the Discriminator prepare its epoch."""
+        """Let the Discriminator prepare its epoch.
+
+        Raises:
+            Preempted: A signal came during its pass over the source; the run is saved.
+        """
         for player in trainer.players:
             if isinstance(player, ModelPlayer):
-                player.epoch_started(trainer.progress, self._features)
+                try:
+                    player.epoch_started(trainer.progress, self._features)
+                except Preempted:
+                    self.save(trainer)
+                    self.settle()
+                    raise
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Log, check health, save when due, leave when asked.
@@ -139,16 +154,17 @@ class Session:
             DataError: Too many images are unreadable.
         """
         progress = trainer.progress
-        self._check_readable(trainer)
+        self._saver.poll()
         if metrics:
             self._log(progress, metrics, self._pace(trainer))
             self._check_health(progress, metrics)
         if progress.step % trainer.steps_per_epoch == 0:
             observe(self._hook.dira_epoch_ended, progress=progress)
-        stopping = self._stop.requested
+        stopping = self._heard(trainer)
         if progress.step % self._settings.checkpoint.every_steps == 0 or stopping:
             self.save(trainer)
         if stopping:
+            self.settle()
             raise Preempted(f"{stopping}: saved at step {progress.step}")
 
     def recover(self, trainer: Trainer, setback: Setback) -> None:
@@ -161,7 +177,8 @@ class Session:
         advice = ""
         if setback.indices:
             names = "\n".join(self._source.name(i) for i in setback.indices)
-            write_atomic(self._folder.path / f"setback-{trainer.step}.txt", names.encode())
+            if rank() == 0:
+                write_atomic(self._folder.path / f"setback-{trainer.step}.txt", names.encode())
             advice = (
                 f"; the images of the step are in setback-{trainer.step}.txt; try a smaller "
                 "optimizer.lr or train.precision=fp32, or --set health.nonfinite=skip"
@@ -171,7 +188,7 @@ class Session:
             raise DivergedError(
                 f"{setback}; recovered {self._recoveries - 1} times{advice}"
             ) from setback
-        self._display.said(f"{setback}: {policy}")
+        self.display.said(f"{setback}: {policy}")
         if policy == "skip":
             trainer.step += 1
             return
@@ -181,7 +198,7 @@ class Session:
         trainer.salt += recoveries
 
     def save(self, trainer: Trainer) -> None:
-        """Commit a checkpoint of everything the run needs to continue."""
+        """Save all the run needs to continue; it may be on disk later, see `settle`."""
         tensors, state = capture(trainer)
         state |= {
             "health": self._health.state_dict(),
@@ -189,11 +206,26 @@ class Session:
             "metrics": self._metrics.position(),
             "speed": self._speed.position(),
             "source": self._source.fingerprint(),
+            "world_size": world_size(),
             "next": trainer.next_images(),
             "notes": self.notes,
         }
-        path = self._folder.checkpoints.save(trainer.step, tensors, state)
-        observe(self._hook.dira_checkpoint_saved, path=path, progress=trainer.progress)
+        progress, call = trainer.progress, self._hook.dira_checkpoint_saved
+        self._saver.save(
+            trainer.step,
+            tensors,
+            state,
+            before=[self._metrics.sync, self._speed.sync],
+            saved=lambda path: observe(call, path=path, progress=progress),
+        )
+
+    def settle(self) -> None:
+        """Wait for the save that is going on, if there is one.
+
+        Raises:
+            DiraError: It failed.
+        """
+        self._saver.wait()
 
     def resume(self, trainer: Trainer) -> None:
         """Continue from the newest checkpoint that can be trusted.
@@ -201,12 +233,15 @@ class Session:
         Raises:
             CheckpointError: There is none, or the data are not those it was trained on.
         """
-        path = self._folder.checkpoints.latest()
-        if path is None:
+        self.settle()
+        newest = self._folder.checkpoints.latest() if rank() == 0 else None
+        name = from_first(str(newest or ""))
+        if not name:
             raise CheckpointError(
                 f"no checkpoint in {self._folder.path} to go back to: start it anew without "
                 "--resume, under another --out"
             )
+        path = Path(name)
         tensors, state = self._folder.checkpoints.load(path)
         if state["source"] != self._source.fingerprint():
             raise CheckpointError(
@@ -221,9 +256,15 @@ class Session:
         self._metrics.truncate(state["metrics"])
         self._speed.truncate(state["speed"])
         self.notes = state["notes"]
+        if state["world_size"] != world_size():
+            self.display.said(
+                f"saved by {state['world_size']} processes, continued by {world_size()}: the order "
+                "of images is the same, sums are rounded in another one, and batch norms that are "
+                "not synchronised see batches of another size"
+            )
         self._first, self._since = None, (trainer.step, time.perf_counter(), trainer.waited)
         here = trainer.progress
-        self._display.said(
+        self.display.said(
             f"resumed from {path.name}: epoch {here.epoch + 1} of {here.epochs}, "
             f"step {here.step} of {here.total_steps}"
         )
@@ -231,10 +272,16 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for tracker in list(self._trackers):
             with self._without(tracker):
                 tracker.close()
+        self._saver.close(error)
 
     def _log(
         self, progress: Progress, metrics: Mapping[str, float], speed: dict[str, float]
@@ -245,7 +292,7 @@ class Session:
             with self._without(tracker):
                 tracker.log(progress.step, {**metrics, **speed})
         observe(self._hook.dira_step_ended, progress=progress, metrics=dict(metrics))
-        self._display.stepped(progress, metrics, speed)
+        self.display.stepped(progress, metrics, speed)
 
     @contextmanager
     def _without(self, tracker: Tracker) -> Iterator[None]:
@@ -254,38 +301,49 @@ class Session:
             yield
         except Exception as error:
             self._trackers.remove(tracker)
-            self._display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
+            self.display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
 
     def _pace(self, trainer: Trainer) -> dict[str, float]:
-        """Return images a second, the part of the time spent waiting for data, and peak memory."""
+        """Return images a second, the part of time spent waiting for data, and peak memory."""
         self._first = self._first or (trainer.step, time.perf_counter())
         done, passed = trainer.step - self._first[0], time.perf_counter() - self._first[1]
         self.images_per_s = done * trainer.images_per_step / passed if done else 0.0
         step, then, waited = self._since
         self._since = (trainer.step, time.perf_counter(), trainer.waited)
         spent = max(1e-9, self._since[1] - then)
+        peak = peak_mib(trainer.precision.device)
+        restart_peak(trainer.precision.device)
         return {
             "images_per_s": (trainer.step - step) * trainer.images_per_step / spent,
             "waiting": (trainer.waited - waited) / spent,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": peak,
         }
 
     def _check_health(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         for alarm in self._health.check(progress.step, progress.total_steps, metrics):
             self._metrics.append({"step": progress.step, "alarm": alarm.name, "since": alarm.since})
-            self._display.said(f"health: {alarm.message}")
+            self.display.said(f"health: {alarm.message}")
             if self._settings.health.policy == "stop":
                 raise DivergedError(alarm.message)
             if self._settings.health.policy == "rollback":
                 raise Setback(alarm.message)
 
-    def _check_readable(self, trainer: Trainer) -> None:
-        bad, n = trainer.loader.unreadable, len(self._source)
-        if len(bad) == self._unreadable:
-            return
+    def _heard(self, trainer: Trainer) -> str | None:
+        """Return the signal that asks all processes to stop; let them know of unreadable images."""
+        found = len(trainer.loader.unreadable) != self._unreadable
+        heard, news = highest(number(self._stop), found)
+        if news:
+            for bad in gathered(list(trainer.loader.unreadable.items())):
+                trainer.loader.unreadable.update(bad)
+            self._check_readable(trainer.loader.unreadable)
+        return signal.Signals(int(heard)).name if heard else None
+
+    def _check_readable(self, bad: Mapping[int, str]) -> None:
+        n = len(self._source)
         self._unreadable = len(bad)
         lines = [f"{self._source.name(i)}: {reason}\n" for i, reason in sorted(bad.items())]
-        write_atomic(self._folder.path / "unreadable.txt", "".join(lines).encode())
+        if rank() == 0:
+            write_atomic(self._folder.path / "unreadable.txt", "".join(lines).encode())
         allowed = self._settings.loader.max_unreadable
         if len(bad) > allowed * n:
             raise DataError(
@@ -294,3 +352,18 @@ class Session:
                 f"{self._folder.path}, repair or remove them, or allow more with "
                 "--set loader.max_unreadable"
             )
+
+
+def pause(stop: Stop) -> None:
+    """Leave long work where a signal asks any of the processes to.
+
+    Raises:
+        Preempted: It does.
+    """
+    if heard := int(highest(number(stop))[0]):
+        raise Preempted(f"{signal.Signals(heard).name}: between two steps")
+
+
+def number(stop: Stop) -> int:
+    """Return the number of the signal that asked to stop, or 0."""
+    return signal.Signals[stop.requested].value if stop.requested else 0

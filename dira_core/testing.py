@@ -28,6 +28,7 @@ from dira_core.roles import (
     Tracker,
 )
 from dira_core.types import Batch, Image, Progress, View
+from dira_core.worlds import check_world_size as check_world_size
 
 Check = tuple[str, str | None]
 """What was checked, and what is wrong with it, or None."""

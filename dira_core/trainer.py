@@ -5,19 +5,21 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from dira_core.data.loader import Crops
+from dira_core.distributed import average, gather_rows, gathered, highest, world_size
 from dira_core.health import gradient_report, restoration_report
 from dira_core.metrics import embedding_stats
+from dira_core.nn.sync_norm import average_norms
 from dira_core.optim import gradient_norm, set_lr
+from dira_core.optimizer_options import Optimizer as OptimizerOptions
 from dira_core.precision import Precision
-from dira_core.recipe import Optimizer as OptimizerOptions
-from dira_core.recipe import Settings
+from dira_core.settings import Settings
 from dira_core.trio import Losses, Player, Turn, first_rows
 from dira_core.types import Batch, Progress
 
@@ -29,7 +31,7 @@ class Batches(Protocol):
     batch_size: int
 
     @property
-    def unreadable(self) -> Mapping[int, str]:
+    def unreadable(self) -> dict[int, str]:
         """Images met so far that cannot be read, and why."""
 
     def order(self, epoch: int, salt: int) -> Tensor:
@@ -119,7 +121,7 @@ class Trainer:
     @property
     def images_per_step(self) -> int:
         """Source images of one optimizer step: the global batch."""
-        return self.loader.batch_size * self.settings.train.accumulate
+        return self.loader.batch_size * world_size() * self.settings.train.accumulate
 
     def next_images(self) -> list[int]:
         """Return the first few images of the next step: a resumed run checks itself by them."""
@@ -157,26 +159,33 @@ class Trainer:
             set_lr(player.optimizer, self.optimizers[player.name], here)
             player.module.zero_grad()  # a third of the price of the optimizer's
         found: list[dict[str, Tensor]] = []
-        for piece in pieces:
+        for number, piece in enumerate(pieces, 1):
             turn = Turn(self.views(piece, here.epoch, self.salt), here)
-            found.append({})
-            for player in self.players:
-                with self.precision.autocast():
-                    losses = player.losses(turn)
-                found[-1] |= losses.metrics
-                if examine:
-                    found[-1] |= examined(player, losses, turn)
-                share = losses.total if len(pieces) == 1 else losses.total / len(pieces)
-                self.precision.backward(share, player.inputs)
+            with accumulating(self.players) if number < len(pieces) else nullcontext():
+                found.append(self._play(turn, len(pieces), examine))
         norms = {f"norm/{player.name}": self._clip(player) for player in self.players}
         self._check_finite([*found, *([] if self.precision.scales else [norms])], pieces)
         self.precision.step([player.optimizer for player in self.players])
         for player in self.players:
+            average_norms(player.module)
             player.after_step(here)
         if examine or (self.step + 1) % self.settings.log.every == 0:
             rates = {f"lr/{p.name}": p.optimizer.param_groups[-1]["lr"] for p in self.players}
             return averaged([m | norms for m in found]) | rates
         return {}
+
+    def _play(self, turn: Turn, pieces: int, examine: bool) -> dict[str, Tensor]:
+        """Let every player add the gradient of its losses; return what there is to log."""
+        found: dict[str, Tensor] = {}
+        for player in self.players:
+            with self.precision.autocast():
+                losses = player.losses(turn)
+            found |= losses.metrics
+            if examine:
+                found |= examined(player, losses)
+            share = losses.total if pieces == 1 else losses.total / pieces
+            self.precision.backward(share, player.inputs)
+        return found | (restoration(turn) if examine else {})
 
     def steps(self) -> Iterator[list[Crops]]:
         """Yield the micro-batches of one step after the other, to the end of the epoch."""
@@ -203,11 +212,17 @@ class Trainer:
         watched = [
             (k, v) for m in found for k, v in m.items() if k.startswith(("losses/", "norm/"))
         ]
-        if not watched or torch.stack([v.float() for _, v in watched]).isfinite().all():
+        fine = not watched or bool(torch.stack([v.float() for _, v in watched]).isfinite().all())
+        if highest(not fine) == [0]:
             return
-        broken = sorted({name for name, value in watched if not value.isfinite()})
-        indices = [int(i) for piece in pieces for i in piece.index]
-        raise Setback(f"{', '.join(broken)} not finite at step {self.step}", indices)
+        broken = gathered([name for name, value in watched if not value.isfinite()])
+        indices = gathered([int(i) for piece in pieces for i in piece.index])
+        names = ", ".join(sorted(set(itertools.chain(*broken))))
+        ranks = ", ".join(str(number) for number, found in enumerate(broken) if found)
+        place = f" on rank {ranks}" if len(broken) > 1 else ""
+        raise Setback(
+            f"{names} not finite at step {self.step}{place}", [*itertools.chain(*indices)]
+        )
 
 
 @contextmanager
@@ -222,27 +237,47 @@ def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
         raise
 
 
-def examined(player: Player, losses: Losses, turn: Turn) -> dict[str, Tensor]:
-    """Measure what a player learns: gradients, spread of embeddings, restorations."""
+@contextmanager
+def accumulating(players: Iterable[Player]) -> Iterator[None]:
+    """Add up gradients of micro-batches; processes exchange them with those of the last one."""
+    with ExitStack() as stack:
+        for player in players:
+            stack.enter_context(player.strategy.accumulating(player.wrapped))
+        yield
+
+
+def examined(player: Player, losses: Losses) -> dict[str, Tensor]:
+    """Measure what pulls at a player: gradients (of this process), spread of embeddings."""
     report: dict[str, Tensor] = {}
     if player.shared:
         report |= gradient_report(losses.terms, player.shared)
     if losses.embedding is not None:
-        report |= {f"embedding/{k}": v for k, v in embedding_stats(losses.embedding).items()}
-    if player.shared and turn.restored is not None:
-        rows = len(turn.restored)
-        target, distorted = (first_rows(turn.batch, kind, rows) for kind in ("crop", "image"))
-        report |= restoration_report(turn.restored, target, distorted)
+        stats = embedding_stats(gather_rows(losses.embedding))
+        report |= {f"embedding/{name}": value for name, value in stats.items()}
     return report
 
 
+def restoration(turn: Turn) -> dict[str, Tensor]:
+    """Measure what was restored, if anything was."""
+    if turn.restored is None:
+        return {}
+    rows = len(turn.restored)
+    target, distorted = (first_rows(turn.batch, kind, rows) for kind in ("crop", "image"))
+    return restoration_report(turn.restored, target, distorted)
+
+
 def averaged(found: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:
-    """Average scalars over micro-batches."""
-    return {name: float(torch.stack([m[name].float() for m in found]).mean()) for name in found[0]}
+    """Average scalars over micro-batches and processes."""
+    means = torch.stack([torch.stack([m[name].float() for m in found]).mean() for name in found[0]])
+    average([means])
+    return dict(zip(found[0], means.tolist(), strict=True))
 
 
 def seed_step(seed: int, step: int, device: torch.device) -> None:
-    """Make whatever torch draws inside a step (dropout) a function of seed and step."""
+    """Make whatever torch draws inside a step (dropout) a function of seed and step.
+
+    All processes draw the same, so that what they compute of gathered rows is the same.
+    """
     mixed = (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % 2**63
     torch.default_generator.manual_seed(mixed)
     if device.type == "cuda":

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from dira_core.donor import Donor
 from dira_core.errors import RecipeError
+from dira_core.parallel import Strategy, Wrapped
 from dira_core.precision import Precision
-from dira_core.recipe import Weights
 from dira_core.roles import (
     Adversary,
     Backbone,
@@ -30,6 +30,7 @@ from dira_core.roles import (
     Restorer,
     trainable,
 )
+from dira_core.settings import Weights
 from dira_core.types import Batch, Objective, Progress
 
 
@@ -99,12 +100,16 @@ class Player(ABC):
         name: For logs and checkpoints.
         module: What is trained.
         optimizer: Over the module's parameters.
+        strategy: How several processes train the module.
+        wrapped: What is called: the module, or what the strategy made of it.
         shared: Parameters that several objectives pull at: the backbone's, for the model.
     """
 
     name: str
     module: nn.Module
     optimizer: torch.optim.Optimizer
+    strategy: Strategy
+    wrapped: nn.Module
     shared: Sequence[Tensor] = ()
 
     @abstractmethod
@@ -148,7 +153,7 @@ class Model(nn.Module):
         """Embed and restore; a view is encoded once, unless the roles see different images."""
         seen = Encodings(self.backbone, batch, self._sees)
         distorted = seen if self._sees == "image" else Encodings(self.backbone, batch)
-        objective = self.discriminator(seen) if self.discriminator else None
+        objective = watched(self.discriminator(seen)) if self.discriminator else None
         if self.restorer is None:
             return Attempt(objective, None, None)
         restored, distances = [], []
@@ -170,37 +175,34 @@ class ModelPlayer(Player):
     """Minimise eq. 4 over the model.
 
     Args:
-        model: Backbone, Discriminator and decoder.
+        model: Backbone, Discriminator and decoder, with what the strategy made of them.
         optimizer: Over its parameters.
         weights: w_dis, w_res, w_adv.
         precision: Takes the adversarial gradient at the restored image.
         critic: Scores images; None leaves L_adv out.
-        adversary: The loss of those scores.
     """
 
     name = "model"
 
     def __init__(
         self,
-        model: Model,
+        model: Wrapped[Model],
         optimizer: torch.optim.Optimizer,
         weights: Weights,
         precision: Precision,
-        critic: nn.Module | None = None,
-        adversary: Adversary | None = None,
+        critic: Wrapped[Adversary] | None = None,
     ) -> None:
-        self.module = model
+        self.module, self.wrapped, self.strategy = model.module, model.called, model.strategy
         self.optimizer = optimizer
-        self.shared = trainable([model.backbone])
-        self._discriminator = model.discriminator
+        self.shared = model.strategy.measurable(trainable([model.module.backbone]))
+        self._discriminator = model.module.discriminator
         self._weights = weights
         self._precision = precision
         self._critic = critic
-        self._adversary = adversary
 
     def losses(self, turn: Turn) -> Losses:
         """Embed, restore, and take the critic's gradient at the restored image."""
-        attempt: Attempt = self.module(turn.batch)
+        attempt: Attempt = self.wrapped(turn.batch)
         weights = self._weights.at(turn.progress.fraction * turn.progress.epochs)
         terms: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
@@ -210,7 +212,7 @@ class ModelPlayer(Player):
             metrics["losses/dis"] = attempt.objective.loss.detach()
             metrics.update({f"dis/{k}": v.detach() for k, v in attempt.objective.metrics.items()})
             if attempt.objective.embedding is not None:
-                embedding = attempt.objective.embedding.detach()
+                embedding = attempt.objective.embedding
         if attempt.restored is not None and attempt.distance is not None:
             terms["res"] = weights["res"] * attempt.distance
             metrics["losses/res"] = attempt.distance.detach()
@@ -227,20 +229,22 @@ class ModelPlayer(Player):
     def epoch_started(self, progress: Progress, features: FeaturePass) -> None:
         """Let the Discriminator prepare an epoch."""
         if self._discriminator is not None:
-            self._discriminator.epoch_started(progress, features)
+            with self.strategy.changing():
+                self._discriminator.epoch_started(progress, features)
 
     def after_step(self, progress: Progress) -> None:
         """Let the Discriminator update its teacher or queue."""
         if self._discriminator is not None:
-            self._discriminator.after_step(progress)
+            with self.strategy.changing():
+                self._discriminator.after_step(progress)
 
     def _judge(self, turn: Turn, restored: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Return L_adv, and a scalar whose gradient at the model is that of w_adv L_adv."""
         assert self._critic is not None
-        assert self._adversary is not None
+        adversary = self._critic.module
         judged = restored.detach().requires_grad_()
-        turn.fake_scores = self._critic(judged, condition(self._adversary, turn, restored))
-        loss = self._adversary.generator_loss(turn.fake_scores)
+        turn.fake_scores = self._critic.called(judged, condition(adversary, turn, restored))
+        loss = adversary.generator_loss(turn.fake_scores)
         pull = self._precision.gradient(weight * loss, judged)
         return loss.detach(), (restored * pull).sum()
 
@@ -249,20 +253,17 @@ class CriticPlayer(Player):
     """Minimise the critic's loss; reuses the scores of the restored images.
 
     Args:
-        module: The critic (or its data-parallel wrapper).
+        critic: The Adversary, with what the strategy made of it.
         optimizer: Over its parameters.
-        adversary: The loss of its scores.
     """
 
     name = "critic"
 
-    def __init__(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, adversary: Adversary
-    ) -> None:
-        self.module = module
+    def __init__(self, critic: Wrapped[Adversary], optimizer: torch.optim.Optimizer) -> None:
+        self.module, self.wrapped, self.strategy = critic.module, critic.called, critic.strategy
         self.optimizer = optimizer
-        self._adversary = adversary
-        self._parameters: list[Tensor] = [*trainable([module])]
+        self._adversary = critic.module
+        self._parameters: list[Tensor] = [*trainable([critic.module])]
 
     @property
     def inputs(self) -> list[Tensor] | None:
@@ -275,7 +276,7 @@ class CriticPlayer(Player):
         assert turn.fake_scores is not None
         real = first_rows(turn.batch, "crop", len(turn.restored))
         given = condition(self._adversary, turn, turn.restored)
-        scores = self.module(real, given)
+        scores = self.wrapped(real, given)
         loss = self._adversary.critic_loss(scores, turn.fake_scores)
         penalty = self._adversary.penalty(real, turn.restored, given)
         metrics = {
@@ -287,6 +288,13 @@ class CriticPlayer(Player):
             metrics["losses/penalty"] = penalty.detach()
             loss = loss + penalty
         return Losses(loss, {"critic": loss}, metrics)
+
+
+def watched(objective: Objective) -> Objective:
+    """Return an objective whose embedding is for watching alone, with no graph behind it."""
+    if objective.embedding is None:
+        return objective
+    return replace(objective, embedding=objective.embedding.detach())
 
 
 def condition(adversary: Adversary, turn: Turn, restored: Tensor) -> Tensor | None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-import pytest
-
-from dira_core.plugins import installed
+from distributions import offered
 
 CODE = """
 import os
@@ -86,6 +83,9 @@ def dira_step_ended(progress):
         os.kill(os.getpid(), signal.SIGTERM)
 """
 
+Dira = Callable[..., tuple[int, str, str]]
+"""The command line: arguments -> exit code, output and error output."""
+
 SMALL = [
     *("--preset", "none", "--data", "small-set", "--backbone", "small-net"),
     *("--disc", "simsiam", "--set", "discriminator.dim=16", "--set", "discriminator.hidden=8"),
@@ -97,18 +97,6 @@ SMALL = [
 """Flags of a run of eight steps."""
 
 
-@contextmanager
-def kit(folder: Path) -> Iterator[None]:
+def kit(folder: Path) -> AbstractContextManager[str]:
     """Put the distribution on the path, beside all that is installed."""
-    folder.mkdir(exist_ok=True)
-    (folder / "fake_kit.py").write_text(CODE)
-    info = folder / "kit-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kit\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nkit = fake_kit\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        installed.cache_clear()
-        yield
-    installed.cache_clear()
-    sys.modules.pop("fake_kit", None)
+    return offered(folder, "kit", CODE)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from parts import forked
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from world import WORLD, together
 
 from dira_core import (
     Backbone,
@@ -50,9 +48,35 @@ def views(size: int, n_views: int = 2, seed: int = 0, small: int = 16) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     sides = [16, 16, *[small] * (n_views - 2)]
     images = [torch.rand(size, 1, side, side, generator=generator) for side in sides]
-    box = torch.zeros(size, 2, 2)
-    made = tuple(View(image, image, image, box) for image in images)
-    return Batch(made, torch.arange(size) + size * seed)
+    return seen(*images, index=torch.arange(size) + size * seed)
+
+
+def seen(*images: Tensor, index: Tensor | None = None, label: Tensor | None = None) -> Batch:
+    """Return views (B, C, H, W) that nothing was done to, of images 0 to B - 1 unless said."""
+    size = len(images[0])
+    made = tuple(View(image, image, image, torch.zeros(size, 2, 2), label) for image in images)
+    return Batch(made, torch.arange(size) if index is None else index)
+
+
+def part(batch: Batch, rows: slice) -> Batch:
+    """Return some images of a batch."""
+    views = (View(v.crop[rows], v.clean[rows], v.image[rows], v.box[rows]) for v in batch.views)
+    return Batch(tuple(views), batch.index[rows])
+
+
+def told_apart(scores: Tensor, label: Tensor) -> tuple[Tensor, float]:
+    """Return minus the mean log probability of the right class, and how often it is the likeliest.
+
+    Args:
+        scores: (B, K).
+        label: (B,) int64.
+    """
+    losses, right = [], 0
+    for row, number in zip(scores, label.tolist(), strict=True):
+        total = sum(math.e**score for score in row)
+        losses.append(-torch.log(math.e ** row[number] / total))
+        right += row.tolist().index(max(row.tolist())) == number
+    return torch.stack(losses).mean(), right / len(label)
 
 
 def build(
@@ -115,31 +139,24 @@ def after_resuming(name: str, **options: object) -> list[str]:
     return differing(tensors(*whole), tensors(*resumed))
 
 
-def after_evaluation(name: str, **options: object) -> list[str]:
-    """Name what a forward pass in evaluation mode changes."""
-    backbone, module = build(name, **options)
-    train(backbone, module, 0, 2)
-    before = tensors(backbone.eval(), module.eval())
-    module(Encodings(backbone, views(5, module.n_views, seed=9)))
-    return differing(before, tensors(backbone, module))
+def loss_and_gradients(
+    backbone: Backbone, module: Discriminator
+) -> Callable[[Batch], dict[str, Tensor]]:
+    """Return a function of a batch: the loss, and its gradient by every parameter."""
+    parameters = dict(nn.ModuleList([backbone, module]).named_parameters())
+
+    def work(batch: Batch) -> dict[str, Tensor]:
+        loss = module(Encodings(backbone, batch)).loss
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        return {"loss": loss.detach(), **dict(zip(parameters, gradients, strict=True))}
+
+    return work
 
 
 def over_processes(work: Callable[[Batch], Mapping[str, Tensor]], batch: Batch, to: Path) -> None:
-    """Compare what `work` returns of a batch with the mean of two processes' work on its halves."""
-    half = len(batch.index) // 2
-
-    def one(rank: int) -> None:
-        dist.init_process_group("gloo", f"file://{to / 'store'}", rank=rank, world_size=2)
-        rows = slice(rank * half, (rank + 1) * half)
-        pieces = tuple(
-            View(v.crop[rows], v.clean[rows], v.image[rows], v.box[rows]) for v in batch.views
-        )
-        save_file(dict(work(Batch(pieces, batch.index[rows]))), to / f"{rank}.safetensors")
-        dist.destroy_process_group()
-
-    pids = [forked(lambda rank=rank: one(rank)) for rank in range(2)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    assert codes == [0, 0]
-    results = [load_file(to / f"{rank}.safetensors") for rank in range(2)]
-    whole = work(batch)
-    torch.testing.assert_close({k: (results[0][k] + results[1][k]) / 2 for k in whole}, dict(whole))
+    """Compare what `work` returns of a batch with the mean of the processes' work on its parts."""
+    size = len(batch.index) // WORLD
+    results = together(to, lambda rank: work(part(batch, slice(rank * size, (rank + 1) * size))))
+    whole = dict(work(batch))
+    mean = {key: sum(found[key] for found in results) / WORLD for key in whole}
+    torch.testing.assert_close(mean, whole)

@@ -16,7 +16,7 @@ from dira_core.api import Result, pretrain
 from dira_core.build import seeded
 from dira_core.checkpoint import Checkpoints
 from dira_core.plugins import make
-from dira_core.recipe import Settings
+from dira_core.settings import Settings
 from dira_core.testing import TinyBackbone, TinySource, choice
 from dira_core.trio import Trio
 

@@ -8,9 +8,14 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
+def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator of random numbers."""
+    return torch.Generator().manual_seed(seed)
+
+
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return normal numbers."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return torch.randn(shape, generator=seeded(seed), dtype=dtype)
 
 
 def units(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -18,13 +23,22 @@ def units(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
     return F.normalize(randn(*shape, seed=seed, dtype=dtype), dim=-1)
 
 
-class Largest(TorchDispatchMode):
-    """Remember the most numbers that any tensor made inside held."""
+def blobs(k: int, each: int, dim: int = 8) -> tuple[Tensor, Tensor]:
+    """Return points around k far centres, in mixed order, and the centre each is around."""
+    truth = torch.arange(k).repeat(each)
+    return 20 * torch.eye(k, dim)[truth] + torch.randn(k * each, dim, generator=seeded()), truth
 
-    numbers = 0
+
+class Largest(TorchDispatchMode):
+    """Remember the most numbers that any tensor made inside held, of one dtype or of all."""
+
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.numbers = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = func(*args, **kwargs or {})
-        if isinstance(result, Tensor):
+        if isinstance(result, Tensor) and self.dtype in (None, result.dtype):
             self.numbers = max(self.numbers, result.numel())
         return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -132,7 +133,7 @@ def test_importing_the_package_and_its_fast_commands_loads_no_heavy_library() ->
 import sys
 import dira_core
 from dira_core.cli import command_line
-from dira_core.recipe import resolve
+from dira_core.resolving import resolve
 from dira_core.layering import gather
 from typer.testing import CliRunner
 for words in (["--help"], ["run", "--help"], ["plugins"], ["plugins", "show", "unet"], ["config"]):
@@ -209,6 +210,29 @@ def test_every_option_of_every_component_is_read_by_its_plugin_or_the_engine() -
         seen += len(offer.item.options.model_fields)
     assert unread == set()
     assert seen > 30
+
+
+def code_lines(path: str) -> int:
+    """Count a file's lines without docstrings, comments, blank lines, imports and options."""
+    passed_over: set[int] = set()
+    for node in ast.walk(TREES[path]):
+        imports = isinstance(node, ast.Import | ast.ImportFrom)
+        typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        options = isinstance(node, ast.ClassDef) and node.name.endswith("Options")
+        said = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.stmt) and (imports or typing or options or said):
+            passed_over |= set(range(node.lineno, (node.end_lineno or 0) + 1))
+    lines = enumerate((ROOT / path).read_text().splitlines(), 1)
+    return sum(bool(re.match(r"\s*[^\s#]", line)) for n, line in lines if n not in passed_over)
+
+
+def test_a_method_is_a_plugin_of_60_lines_in_the_median() -> None:
+    offers = installed().offers.items()
+    methods = {offer.plugin for (kind, _), offer in offers if kind == "discriminator"}
+    files = [[path for path in TREES if path.startswith(f"plugins/dira_{m}/")] for m in methods]
+    assert statistics.median(sum(map(code_lines, paths)) for paths in files) <= 60
+    assert len(files) >= 12
+    assert all(files)
 
 
 @pytest.mark.parametrize("left_out", PLUGINS)

@@ -37,7 +37,7 @@ from dira_core.files import FAILPOINTS
 from dira_core.health import SIGNS
 from dira_core.layering import gather
 from dira_core.plugins import installed
-from dira_core.recipe import resolve
+from dira_core.resolving import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

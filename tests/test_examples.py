@@ -1,4 +1,7 @@
-"""Every example runs as its first lines say, in a fresh interpreter."""
+"""Every example runs as its first lines say, in a fresh interpreter.
+
+Those in `slurm` and `kubernetes` are run by test_clusters.py.
+"""
 
 from __future__ import annotations
 

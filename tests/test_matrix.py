@@ -12,7 +12,6 @@ from dira_core import gather, resolve
 from dira_core.api import Game
 from dira_core.build import build_source, build_trio
 from dira_core.errors import RecipeError
-from dira_core.evaluate import SourceFeatures
 from dira_core.layering import Layer
 from dira_core.plugins import installed
 from dira_core.trio import ModelPlayer
@@ -49,12 +48,11 @@ def test_two_steps_are_finite_and_reach_the_backbone(
     recipe = resolve(small(name, restorer, adversary)).recipe
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     trainer = game.trainer
-    features = SourceFeatures(game.trio.backbone, game.source, recipe, game.precision.device)
     before = {k: p.detach().clone() for k, p in game.trio.backbone.named_parameters()}
     player = trainer.players[0]
     assert isinstance(player, ModelPlayer)
     with closing(game.loader):
-        player.epoch_started(trainer.progress, features)
+        player.epoch_started(trainer.progress, game.features())
         for pieces in trainer.steps():
             trainer.train_step(pieces)
             trainer.step += 1

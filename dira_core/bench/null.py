@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dira_core.optim import build_optimizer
+from dira_core.optimizer_options import Optimizer
+from dira_core.parallel import Alone
 from dira_core.plugins import installed
 from dira_core.precision import Precision
-from dira_core.recipe import Optimizer, Settings
 from dira_core.roles import FeaturePass
 from dira_core.runfolder import RunFolder
 from dira_core.session import Session, Silent
+from dira_core.settings import Settings
 from dira_core.signals import Stop
 from dira_core.testing import TinySource
 from dira_core.trainer import Trainer
@@ -39,7 +40,8 @@ class NullPlayer(Player):
     name = "model"
 
     def __init__(self) -> None:
-        self.module = nn.Linear(1, 1, bias=False)
+        self.module = self.wrapped = nn.Linear(1, 1, bias=False)
+        self.strategy = Alone()
         self.optimizer = build_optimizer(
             [{"params": list(self.module.parameters())}], Optimizer(), 1
         )
@@ -55,7 +57,9 @@ class NullBatches:
 
     batches_per_epoch = 2000
     batch_size = 1
-    unreadable: Mapping[int, str] = MappingProxyType({})
+
+    def __init__(self) -> None:
+        self.unreadable: dict[int, str] = {}
 
     def order(self, epoch: int, salt: int) -> Tensor:
         """Return the order of the images."""

@@ -50,6 +50,12 @@ def layers(
     lr: Annotated[float | None, _flag("--lr", "Learning rate of the model.")] = None,
     seed: Annotated[int | None, _flag("--seed", "Of every random number of the run.")] = None,
     precision: Annotated[str | None, _flag("--precision", "auto, fp32, bf16 or fp16.")] = None,
+    strategy: Annotated[
+        str | None, _flag("--strategy", "Of several processes: ddp or fsdp.")
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile backbone and decoder.")
+    ] = False,
     workers: Annotated[int | None, _flag("--workers", "Processes that read images.")] = None,
     preset: Annotated[
         str | None, _flag("--preset", "Recipe to start from, or none.", "preset")
@@ -73,6 +79,8 @@ def layers(
         "--lr": (("optimizer", "lr"), lr),
         "--seed": (("seed",), seed),
         "--precision": (("train", "precision"), precision),
+        "--strategy": (("train", "strategy"), strategy),
+        "--compile": (("train", "compile"), compile or None),
         "--workers": (("loader", "workers"), workers),
     }
     return gather(
@@ -121,7 +129,8 @@ def config(
     as_json: Annotated[bool, typer.Option("--json", help="JSON instead of TOML.")] = False,
 ) -> None:
     """Print the recipe that these flags would run."""
-    from dira_core.recipe import recipe_schema, resolve, to_toml
+    from dira_core.recipe import recipe_schema, to_toml
+    from dira_core.resolving import resolve
 
     if schema:
         typer.echo(json.dumps(recipe_schema(), indent=2))

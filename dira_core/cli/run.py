@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,17 +12,26 @@ import typer
 
 from dira_core.cli.config import recipe_flags
 from dira_core.errors import RecipeError
+from dira_core.launch import Launch, attended, launch
 from dira_core.layering import Layer, default_preset, file_layer
-from dira_core.recipe import Recipe, resolve
-from dira_core.runfolder import RECIPE, new_run_folder
+from dira_core.recipe import Recipe
+from dira_core.resolving import resolve
+from dira_core.runfolder import RECIPE, new_run_folder, run_of_job
 from dira_core.signals import EXIT_PREEMPTED
 
 if TYPE_CHECKING:
     from dira_core.api import Result
     from dira_core.rehearsal import Rehearsal
 
-CHANGEABLE = ("loader.", "log.", "checkpoint.", "health.")
-"""What `--resume` may change: it decides nothing about the weights."""
+CHANGEABLE = (
+    *("loader.", "log.", "checkpoint.", "health."),
+    *("train.strategy", "train.recompute", "train.compile", "train.timeout_s"),
+)
+"""What `--resume` may change: it decides nothing about the weights but how sums are rounded."""
+
+
+PROFILED = 5
+"""Steps that `--profile` traces."""
 
 
 @recipe_flags
@@ -39,16 +50,48 @@ def run(
         bool,
         typer.Option("--dry-run", help="Take two steps, show the views, predict memory and time."),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Trace five steps with torch's profiler, into RUN/profile/; "
+            "--set log.profile=N traces more or fewer.",
+        ),
+    ] = False,
+    nproc: Annotated[
+        int | None,
+        typer.Option("--nproc", min=1, help="Processes on this machine; --batch-size is of each."),
+    ] = None,
+    machines: Annotated[
+        int, typer.Option("--machines", min=1, help="Machines on which this command is started.")
+    ] = 1,
+    rendezvous: Annotated[
+        str | None, typer.Option("--rendezvous", help="HOST:PORT of the first machine.")
+    ] = None,
+    wait: Annotated[
+        int, typer.Option("--wait", min=1, help="Seconds a machine waits for the others.")
+    ] = 600,
+    restarts: Annotated[
+        int, typer.Option("--restarts", min=0, help="Fresh starts after a process is lost.")
+    ] = 3,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            "--job",
+            help="Name of the job, the same on all machines; started again under it, the job "
+            "continues its run. By default SLURM's.",
+        ),
+    ] = None,
 ) -> None:
     """Pretrain what the recipe says, and say what was learned.
 
     Without --data, images are made up and the run takes about a minute. Ctrl-C saves and leaves;
     twice leaves at once. Exit codes: 0 done, 2 usage, 3 data, 4 plugin, 5 diverged, 6 no memory or
-    disk, 75 stopped by a signal and saved.
+    disk, 7 a process was lost, 75 stopped by a signal and saved.
     """
+    if profile:
+        asked = [Layer.at("--profile", ("log", "profile"), PROFILED), *asked]
     recipe = resolve(asked).recipe if resume is None else resumed(resume, asked)
-    from dira_core.cli.live import Terminal
-
     if dry_run:
         from dira_core.rehearsal import rehearse
 
@@ -57,16 +100,38 @@ def run(
             typer.echo(f"stage {part}" if part else "", nl=bool(part))
             show_rehearsal(rehearse(chosen, new_run_folder(out, name, f"dry-{title(chosen)}")))
         return
-    from dira_core.api import run as train
+    from dira_core.distributed import launched
+    from dira_core.peers import joined
 
-    folder = resume or new_run_folder(out, name, title(recipe))
-    with Terminal() as terminal:
-        terminal.said(f"{title(recipe)} in {folder}")
-        result = train(recipe, folder, resume=resume is not None, display=terminal)
+    if launched():
+        with attended(), joined(recipe.train.timeout_s):
+            train(recipe, resume, out, name)
+    elif machines > 1 or rendezvous or job or nproc not in (None, 1):
+        launch(sys.argv[1:], Launch(nproc or 1, machines, rendezvous, wait, restarts, job or ""))
+    else:
+        train(recipe, resume, out, name)
+
+
+def train(recipe: Recipe, resume: Path | None, out: Path, name: str | None) -> None:
+    """Start a run, continue the given one, or the one this job began before."""
+    from dira_core.api import run as pretrain
+    from dira_core.cli.live import Terminal
+    from dira_core.distributed import from_first, rank
+
+    first = rank() == 0
+    again = resume or (run_of_job(out) if first else None)
+    place = again or (new_run_folder(out, name, title(recipe)) if first else None)
+    folder, resuming = Path(from_first(str(place))), from_first(again is not None)
+    with Terminal() if first else nullcontext() as terminal:
+        if terminal is not None:
+            terminal.said(f"{title(recipe)} in {folder}")
+        result = pretrain(recipe, folder, resume=resuming, display=terminal)
     if result.status != "done":
-        typer.echo(f"saved; continue with: dira run --resume {folder}", err=True)
-        raise typer.Exit(EXIT_PREEMPTED)
-    show(result)
+        if first:
+            typer.echo(f"saved; continue with: dira run --resume {folder}", err=True)
+        sys.exit(EXIT_PREEMPTED)
+    if first:
+        show(result)
 
 
 def resumed(folder: Path, asked: list[Layer]) -> Recipe:

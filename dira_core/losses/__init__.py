@@ -10,6 +10,7 @@ from dira_core.losses.adversarial import lsgan_critic as lsgan_critic
 from dira_core.losses.adversarial import lsgan_generator as lsgan_generator
 from dira_core.losses.adversarial import minimax_generator as minimax_generator
 from dira_core.losses.arguments import in_float32 as in_float32
+from dira_core.losses.classes import classification as classification
 from dira_core.losses.contrast import info_nce as info_nce
 from dira_core.losses.contrast import nt_xent as nt_xent
 from dira_core.losses.redundancy import barlow_twins as barlow_twins

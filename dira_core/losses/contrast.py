@@ -24,14 +24,14 @@ def info_nce(
 
     Only queries get a gradient: keys and negatives are a teacher's, and treated as detached.
     Negatives are neither copied nor kept: they may be overwritten before the backward pass. The
-    similarities, (B, K), never exist at once, and the gradient is computed with the value.
+    similarities of all never exist at once, and the gradient is computed with the value.
 
     Args:
-        queries: Unit vectors, (B, D).
-        keys: Unit vectors of the same images' other view, (B, D).
+        queries: Unit vectors, (B, D), or (B, N, D): N of each image.
+        keys: Unit vectors of the same images' other view, one for each query.
         negatives: Unit vectors of other images, (K, D).
         temperature: Divides the similarities, T in the paper.
-        own: Boolean, (B, K): negatives left out for a query, such as older keys of its own image;
+        own: Boolean, (B, K): negatives left out for an image's queries, such as its own older keys;
             a query whose negatives are all left out has no loss.
 
     Returns:
@@ -45,15 +45,15 @@ def info_nce(
         raise ValueError(
             f"own must be {(len(queries), len(negatives))}: queries, negatives; got {(*own.shape,)}"
         )
-    constants = queries.detach(), keys.detach(), negatives.detach()
-    value, gradient = _info_nce(*constants, temperature, own)
-    return with_gradients(value, (queries,), gradient)
+    rows = [tensor.detach().flatten(0, -2) for tensor in (queries, keys, negatives)]
+    value, gradient = _info_nce(rows[0], rows[1], rows[2], temperature, own)
+    return with_gradients(value, (queries,), gradient.view_as(queries))
 
 
 def _info_nce(
     queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float, own: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss and its gradient with respect to the queries.
+    """Return the loss and its gradient with respect to the queries, (B N, D).
 
     Sums of exponentials run over blocks of negatives relative to the largest exponent so far, as
     in Milakov & Gimelshein, arXiv:1805.02867, algorithm 3.
@@ -65,7 +65,8 @@ def _info_nce(
         block = negatives[start : start + BLOCK]
         weights = scaled @ block.T
         if own is not None:
-            weights.masked_fill_(own[:, start : start + BLOCK], -torch.inf)
+            of_images = weights.view(len(own), -1, len(block))
+            of_images.masked_fill_(own[:, None, start : start + BLOCK], -torch.inf)
         before, largest = largest, torch.maximum(largest, weights.amax(1, keepdim=True))
         weights.sub_(largest).exp_()
         fade = (before - largest).exp()

@@ -14,6 +14,10 @@ _BATCH_NORM: dict[int, type[nn.BatchNorm2d | nn.BatchNorm3d]] = {
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
 }
+_MLP_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
+    0: nn.BatchNorm1d,
+    **_BATCH_NORM,
+}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -68,22 +72,42 @@ def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(size), mode="nearest")
 
 
-def mlp(sizes: Sequence[int], *, norm: bool = True, last_norm: bool = False) -> nn.Sequential:
+def mlp(
+    sizes: Sequence[int], *, dims: int = 0, norm: bool = True, last_norm: bool = False
+) -> nn.Sequential:
     """Return linear layers of `sizes` (first: inputs) with ReLU between them, (B, D) -> (B, D').
 
     A layer followed by a batch norm has no bias.
 
     Args:
         sizes: Widths, at least two.
+        dims: Spatial axes of maps (B, D, *S) whose cells are mapped each by itself; 0: vectors.
         norm: Put a batch norm before every ReLU.
         last_norm: End with a batch norm without scale and shift, so that each dimension of the
             output has mean 0 and variance 1 over the batch (SimSiam, Barlow Twins).
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes[:-1]):
-        layers.append(nn.Linear(inputs, outputs, bias=not norm))
-        layers += [nn.BatchNorm1d(outputs)] if norm else []
+        layers.append(_linear(dims, inputs, outputs, bias=not norm))
+        layers += [_MLP_NORM[dims](outputs)] if norm else []
         layers.append(nn.ReLU(inplace=True))
-    layers.append(nn.Linear(sizes[-2], sizes[-1], bias=not last_norm))
-    layers += [nn.BatchNorm1d(sizes[-1], affine=False)] if last_norm else []
+    layers.append(_linear(dims, sizes[-2], sizes[-1], bias=not last_norm))
+    layers += [_MLP_NORM[dims](sizes[-1], affine=False)] if last_norm else []
     return nn.Sequential(*layers)
+
+
+def _linear(dims: int, inputs: int, outputs: int, *, bias: bool) -> nn.Module:
+    if dims:
+        return conv(dims, inputs, outputs, kernel=1, bias=bias)
+    return nn.Linear(inputs, outputs, bias=bias)
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Bring vectors to length 1 along the last axis, in float32 at least: (..., D)."""
+    raised = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    return F.normalize(raised, dim=-1)
+
+
+def cells(maps: Tensor) -> Tensor:
+    """Return the cells of maps (B, D, *S), row by row, as unit vectors: (B, N, D)."""
+    return unit(maps.flatten(2).transpose(1, 2))

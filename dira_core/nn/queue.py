@@ -32,6 +32,10 @@ class Queue(nn.Module):
         self.register_buffer("index", torch.full((size,), -1))
         self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
 
+    def excluded(self, index: Tensor) -> Tensor:
+        """Return which keys are no negatives of images (B,): their own, and nobody's; (B, size)."""
+        return (self.index == index[:, None]) | (self.index < 0)
+
     @torch.no_grad()
     def push(self, keys: Tensor, index: Tensor) -> None:
         """Write keys (N, dim) of images (N,) over the oldest ones; of more than fit, the last."""

@@ -44,6 +44,10 @@ class ResNet(Backbone):
             pyramid.append(layer(pyramid[-1]))
         return pyramid
 
+    def segments(self) -> list[nn.Module]:
+        """Return the residual blocks."""
+        return [*self.layer1, *self.layer2, *self.layer3, *self.layer4]
+
 
 def _stem(channels: int) -> nn.Conv2d:
     """Return torchvision's first convolution for another number of channels."""

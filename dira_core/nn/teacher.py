@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from dira_core.roles import pool
 
 
 class Teacher(nn.Module):
@@ -15,7 +18,8 @@ class Teacher(nn.Module):
 
     Source: He et al., "Momentum Contrast", CVPR 2020, arXiv:1911.05722, eq. 2.
 
-    Call the copies under `torch.no_grad()`. In training their batch norms use the batch at hand and
+    Call the copies under `torch.no_grad()`, or the teacher itself where they are a backbone and its
+    projector. In training their batch norms use the batch at hand and
     keep statistics of their own, unless `average_norm`: then they use running statistics, which
     are averaged like the weights (Cai et al., "Exponential Moving Average Normalization", CVPR
     2021, arXiv:2101.08482). No key can then be told by the statistics of its batch, which is what
@@ -47,6 +51,12 @@ class Teacher(nn.Module):
             chosen.train(not all(norm.num_batches_tracked for norm in norms(chosen)))
         return chosen
 
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images with a copied backbone, and on its pooled features a projector: (B, D)."""
+        embeddings: Tensor = self[1](pool(self[0](images)[-1]))
+        return embeddings
+
     def train(self, mode: bool = True) -> Teacher:
         """Switch to training; with `average_norm` the copies stay in evaluation mode."""
         super().train(mode)
@@ -63,11 +73,29 @@ class Teacher(nn.Module):
             self._measured = True  # spares the device a question at every step
             self.copies.eval()
 
-    def _tensors(self, modules: Sequence[nn.Module] | nn.ModuleList) -> list[Tensor]:
-        found: list[Tensor] = [p for module in modules for p in module.parameters()]
-        if self._average_norm:
-            found += [b for module in modules for b in module.buffers() if b.is_floating_point()]
-        return found
+    def _tensors(self, modules: Iterable[nn.Module]) -> list[Tensor]:
+        """Return what is averaged, each once; `parameters()` would take a tenth of an update."""
+        parts, found = list(modules), list[Tensor | None]()
+        for part in parts:  # those within are appended while it runs
+            found += part._parameters.values()
+            if self._average_norm:
+                found += (b for b in part._buffers.values() if b is None or b.is_floating_point())
+            parts += (inner for inner in part._modules.values() if inner is not None)
+        return list({id(tensor): tensor for tensor in found if tensor is not None}.values())
+
+
+def rising_momentum(first: float, fraction: float) -> float:
+    """Return a momentum that rises from `first` to 1 by a cosine: the teacher comes to rest.
+
+    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, arXiv:2006.07733, section 3.2:
+    1 - (1 - first) (cos(pi fraction) + 1) / 2.
+
+    Args:
+        first: Momentum at the start.
+        fraction: Part of the run that is done.
+    """
+    left = (1 + math.cos(math.pi * fraction)) / 2
+    return 1 - (1 - first) * left
 
 
 def norms(module: nn.Module) -> list[_BatchNorm]:

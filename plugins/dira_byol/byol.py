@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
-from torch import Tensor
-
 from dira_byol import BYOLOptions
 from dira_core import (
     Backbone,
@@ -17,7 +12,7 @@ from dira_core import (
     Teacher,
     mlp,
     negative_cosine,
-    pool,
+    rising_momentum,
 )
 
 
@@ -43,18 +38,11 @@ class BYOL(Discriminator):
 
     def forward(self, encodings: Encodings) -> Objective:
         z1, z2 = (self.projector(encodings[view].pooled) for view in range(2))
-        t1, t2 = (self._taught(encodings.image(view)) for view in range(2))
+        t1, t2 = (self.teacher(encodings.image(view)) for view in range(2))
         one = negative_cosine(self.predictor(z1), t2)
         other = negative_cosine(self.predictor(z2), t1)
         return Objective(4 + 2 * (one + other), embedding=z1)
 
     def after_step(self, progress: Progress) -> None:
         """Let the teacher follow, slower and slower (section 3.2)."""
-        left = (1 + math.cos(math.pi * progress.fraction)) / 2
-        self.teacher.update(1 - (1 - self._momentum) * left)
-
-    @torch.no_grad()
-    def _taught(self, images: Tensor) -> Tensor:
-        """Return the teacher's embeddings of images (B, C, *S): (B, dim)."""
-        embeddings: Tensor = self.teacher[1](pool(self.teacher[0](images)[-1]))
-        return embeddings
+        self.teacher.update(rising_momentum(self._momentum, progress.fraction))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dira_core import (
     Backbone,
@@ -14,9 +13,11 @@ from dira_core import (
     Objective,
     Progress,
     RecipeError,
+    classification,
+    kmeans,
+    pca_whiten,
 )
 from dira_deepcluster import DeepClusterOptions
-from dira_deepcluster.kmeans import kmeans, whiten
 
 MOST = 10_000
 """Clusters whose number is left to the data, at most: what the paper uses."""
@@ -63,16 +64,13 @@ class DeepCluster(Discriminator):
 
     def forward(self, encodings: Encodings) -> Objective:
         cluster = self.cluster[encodings.batch.index]
-        scores = self.head(encodings[0].pooled).float()
-        each = F.cross_entropy(scores, cluster, reduction="none")
-        accuracy = (scores.argmax(1) == cluster).float().mean()
-        return Objective((self.weight[cluster] * each).mean(), {"accuracy": accuracy})
+        return classification(self.head(encodings[0].pooled), cluster, self.weight[cluster])
 
     @torch.no_grad()
     def epoch_started(self, progress: Progress, features: FeaturePass) -> None:
         """Cluster all images, and start the classifier anew; draws depend on the epoch alone."""
         generator = torch.Generator().manual_seed(progress.epoch)
-        points = whiten(features().to(self.cluster.device), self._options.pca)
+        points = pca_whiten(features().to(self.cluster.device), self._options.pca)
         k = len(self.weight)
         self.cluster.copy_(kmeans(points, k, self._options.iterations, generator))
         size = torch.bincount(self.cluster, minlength=k)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from dira_core import (
     Backbone,
@@ -14,12 +13,13 @@ from dira_core import (
     Progress,
     Queue,
     Teacher,
-    conv,
+    cells,
     gather_rows,
     in_float32,
     info_nce,
     mlp,
     pool,
+    unit,
 )
 from dira_densecl import DenseCLOptions
 
@@ -52,11 +52,7 @@ class DenseCL(Discriminator):
         self._options = options
         width, dims = backbone.channels[-1], backbone.dims
         self.projector = mlp([width, width, options.dim], norm=False)
-        self.dense_projector = nn.Sequential(
-            conv(dims, width, width, kernel=1),
-            nn.ReLU(inplace=True),
-            conv(dims, width, options.dim, kernel=1),
-        )
+        self.dense_projector = mlp([width, width, options.dim], dims=dims, norm=False)
         self.teacher = Teacher([backbone, self.projector, self.dense_projector], average_norm=True)
 
     def prepare(self, n_images: int) -> None:
@@ -67,17 +63,14 @@ class DenseCL(Discriminator):
     def forward(self, encodings: Encodings) -> Objective:
         temperature, index = self._options.temperature, encodings.batch.index
         deepest = encodings[0].pyramid[-1]
-        query = F.normalize(self.projector(encodings[0].pooled).float(), dim=1)
+        query = unit(self.projector(encodings[0].pooled))
         queries = cells(self.dense_projector(deepest))
         key, keys, average, key_map = self._keys(encodings.image(1))
         match = correspondence(deepest.detach(), key_map)[..., None]
         matched = keys.gather(1, match.expand(-1, -1, keys.shape[2]))
-        held = self.queue.index
-        own = (held == index[:, None]) | (held < 0)  # and the random start of the queue
-        own_cells = own.repeat_interleave(queries.shape[1], 0)
+        own = self.queue.excluded(index)
         whole = info_nce(query, key, self.queue.keys, temperature, own)
-        pairs = queries.flatten(0, 1), matched.flatten(0, 1)
-        parts = info_nce(*pairs, self.dense_queue.keys, temperature, own_cells)
+        parts = info_nce(queries, matched, self.dense_queue.keys, temperature, own)
         if self.training:
             self.queue.push(gather_rows(key), gather_rows(index))
             self.dense_queue.push(gather_rows(average), gather_rows(index))
@@ -92,14 +85,8 @@ class DenseCL(Discriminator):
     def _keys(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the teacher's key, cells' keys, their averaged key and deepest map of images."""
         deepest = self.teacher[0](images)[-1]
-        key = F.normalize(self.teacher[1](pool(deepest)).float(), dim=1)
-        projected = self.teacher[2](deepest)
-        return key, cells(projected), F.normalize(pool(projected), dim=1), deepest
-
-
-def cells(maps: Tensor) -> Tensor:
-    """Return the cells of maps (B, C, *S) as unit vectors in float32, (B, N, C)."""
-    return F.normalize(maps.flatten(2).transpose(1, 2).float(), dim=2)
+        key, projected = unit(self.teacher[1](pool(deepest))), self.teacher[2](deepest)
+        return key, cells(projected), unit(pool(projected)), deepest
 
 
 @in_float32

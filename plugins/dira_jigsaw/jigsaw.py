@@ -8,7 +8,6 @@ from functools import cache
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dira_core import (
     Backbone,
@@ -18,6 +17,7 @@ from dira_core import (
     Encodings,
     Objective,
     RecipeError,
+    classification,
 )
 from dira_jigsaw import JigsawOptions, ShuffleOptions
 
@@ -58,9 +58,7 @@ class Jigsaw(Discriminator):
                 f"jigsaw tells {self._n_perms} permutations apart: got number "
                 f"{int(view.label.max())}, give discriminator and distortion the same n_perms"
             )
-        scores = self.head(average_places(encodings[0].pyramid[-1])).float()
-        accuracy = (scores.argmax(1) == view.label).float().mean()
-        return Objective(F.cross_entropy(scores, view.label), {"accuracy": accuracy})
+        return classification(self.head(average_places(encodings[0].pyramid[-1])), view.label)
 
 
 def average_places(maps: Tensor) -> Tensor:

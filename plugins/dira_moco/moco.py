@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from dira_core import (
     Backbone,
     Discriminator,
@@ -17,7 +13,7 @@ from dira_core import (
     gather_rows,
     info_nce,
     mlp,
-    pool,
+    unit,
 )
 from dira_moco import MoCoOptions
 
@@ -67,12 +63,12 @@ class MoCo(Discriminator):
         self.queue = Queue(self._options.queue or fitted, self._options.dim)
 
     def forward(self, encodings: Encodings) -> Objective:
-        query = F.normalize(self.projector(encodings[0].pooled).float(), dim=1)
-        key, index = self._key(encodings.image(1)), encodings.batch.index
+        query = unit(self.projector(encodings[0].pooled))
+        key, index = unit(self.teacher(encodings.image(1))), encodings.batch.index
         others_only = self._options.others_only
         if self.training and others_only:
             self.queue.push(gather_rows(key), gather_rows(index))
-        out = self._left_out(index) if others_only else None
+        out = self.queue.excluded(index) if others_only else None
         loss = info_nce(query, key, self.queue.keys, self._options.temperature, out)
         if self.training and not others_only:
             self.queue.push(gather_rows(key), gather_rows(index))
@@ -84,14 +80,3 @@ class MoCo(Discriminator):
         if momentum is None:
             momentum = max(0.0, min(SLOWEST, 1 - 10 / max(1, progress.total_steps)))
         self.teacher.update(momentum)
-
-    def _left_out(self, index: Tensor) -> Tensor:
-        """Return which keys are no negatives of images (B,): their own, and random ones, (B, K)."""
-        held = self.queue.index
-        return (held == index[:, None]) | (held < 0)
-
-    @torch.no_grad()
-    def _key(self, images: Tensor) -> Tensor:
-        """Return the teacher's keys of images (B, C, *S): unit vectors, (B, dim)."""
-        pooled = pool(self.teacher[0](images)[-1])
-        return F.normalize(self.teacher[1](pooled).float(), dim=1)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from dira_core import (
     Backbone,
@@ -15,9 +12,11 @@ from dira_core import (
     Objective,
     Progress,
     Teacher,
-    batch_norm,
+    cells,
     conv,
     in_float32,
+    mlp,
+    rising_momentum,
 )
 from dira_pixpro import PixProOptions
 
@@ -40,12 +39,7 @@ class PixPro(Discriminator):
         super().__init__()
         self._options = options
         width, dims = backbone.channels[-1], backbone.dims
-        self.projector = nn.Sequential(
-            conv(dims, width, options.hidden, kernel=1, bias=False),
-            batch_norm(dims, options.hidden),
-            nn.ReLU(inplace=True),
-            conv(dims, options.hidden, options.dim, kernel=1),
-        )
+        self.projector = mlp([width, options.hidden, options.dim], dims=dims)
         self.transform = conv(dims, options.dim, options.dim, kernel=1)
         self.teacher = Teacher([backbone, self.projector])
 
@@ -62,19 +56,13 @@ class PixPro(Discriminator):
 
     def after_step(self, progress: Progress) -> None:
         """Let the teacher follow, ever more slowly."""
-        left = (1 + math.cos(math.pi * progress.fraction)) / 2
-        self.teacher.update(1 - (1 - self._options.momentum) * left)
+        self.teacher.update(rising_momentum(self._options.momentum, progress.fraction))
 
     @torch.no_grad()
     def _key(self, images: Tensor) -> Tensor:
         """Return the teacher's map of images (B, C, *S)."""
         projected: Tensor = self.teacher[1](self.teacher[0](images)[-1])
         return projected
-
-
-def cells(maps: Tensor) -> Tensor:
-    """Return the cells of maps (B, C, *S) as unit vectors, (B, N, C)."""
-    return F.normalize(maps.flatten(2).transpose(1, 2), dim=2)
 
 
 @in_float32

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dira_core import (
     Backbone,
@@ -14,6 +13,7 @@ from dira_core import (
     Encodings,
     Objective,
     RecipeError,
+    classification,
 )
 
 TURNS = 4
@@ -44,11 +44,9 @@ class Rotation(Discriminator):
             got = "none" if label is None else f"label {int(label.max())}"
             raise RecipeError(
                 f"rotation needs views labelled with 0 to {TURNS - 1} quarter turns: got {got}, "
-                "make rotate90 the last labelling operation of views.geometry or views.each"
+                "put rotate90 into views.geometry or views.each"
             )
-        scores = self.head(encodings[0].pooled).float()
-        accuracy = (scores.argmax(1) == label).float().mean()
-        return Objective(F.cross_entropy(scores, label), {"accuracy": accuracy})
+        return classification(self.head(encodings[0].pooled), label)
 
 
 class Rotate90(Distortion):

@@ -98,6 +98,10 @@ class UNet(Restorer):
             maps = block(maps, skips.pop() if skips else None)
         return _sigmoid(self.head(maps))
 
+    def segments(self) -> list[nn.Module]:
+        """Return the blocks of the decoder."""
+        return [*self.blocks]
+
     def distance(self, restored: Tensor, view: View) -> Tensor:
         """Return L_res over the crop; what `restored` has beyond its far edge does not count."""
         within = restored[tuple(slice(side) for side in view.crop.shape)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distributions import offered
 from parts import small_settings, small_trio
 
 from dira_core import Options
@@ -17,7 +17,7 @@ from dira_core.api import Game
 from dira_core.build import build_source, build_trackers, build_trio, place, seeded
 from dira_core.components import Choice
 from dira_core.errors import PluginError, RecipeError
-from dira_core.plugins import installed, make
+from dira_core.plugins import make
 from dira_core.recipe import Recipe
 from dira_core.testing import TinySource, choice
 from dira_core.trio import Trio
@@ -41,17 +41,9 @@ def dira_restorers():
 
 
 @pytest.fixture
-def _kit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "fake_kit.py").write_text(KIT)
-    info = tmp_path / "kit-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kit\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nkit = fake_kit\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    installed.cache_clear()
-    yield
-    installed.cache_clear()
-    sys.modules.pop("fake_kit", None)
+def _kit(tmp_path: Path) -> Iterator[None]:
+    with offered(tmp_path, "kit", KIT):
+        yield
 
 
 def recipe(**changes: Any) -> Recipe:

@@ -15,13 +15,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dira_core import checkpoint_manifest as manifest
-from dira_core.checkpoint import (
-    Checkpoints,
-    flatten_optimizer,
-    tensor_digest,
-    unflatten_optimizer,
-)
+from dira_core.checkpoint import Checkpoints
 from dira_core.errors import CheckpointError, RunFolderError
+from dira_core.optimizer_state import flatten_optimizer, unflatten_optimizer
+from dira_core.tensorfiles import tensor_digest
 
 
 def tensors_of(step: int) -> dict[str, dict[str, Tensor]]:
@@ -44,9 +41,9 @@ def reseal(folder: Path, **changes: object) -> None:
     """Forge a manifest that fits the files of a checkpoint, as an attacker could."""
     path = folder / manifest.NAME
     content = json.loads(path.read_bytes())
-    path.unlink()
-    manifest.write(folder, content["step"], content["versions"], None)
-    content = json.loads(path.read_bytes()) | changes
+    for name in content["files"]:
+        content["files"][name] = manifest.Entry.of((folder / name).read_bytes()).model_dump()
+    content |= changes
     del content["digest"]
     path.write_bytes(manifest._sealed(content))
 

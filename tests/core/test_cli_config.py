@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import pytest
 import typer
+from distributions import offered
 from typer.testing import CliRunner
 
 from dira_core import cli
 from dira_core.cli.config import layers, recipe_flags
 from dira_core.layering import Layer
-from dira_core.plugins import installed
 
 PLUGIN = """
 from dira_core import Component, Options, Preset, hookimpl
@@ -46,18 +46,9 @@ def dira_presets():
 
 
 @pytest.fixture(autouse=True)
-def _fake_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    (tmp_path / "fake_config_kit.py").write_text(PLUGIN)
-    info = tmp_path / "kit-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kit\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nkit = fake_config_kit\n")
-    monkeypatch.setenv("DIRA_PLUGINS", "kit")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    installed.cache_clear()
-    yield
-    installed.cache_clear()
-    sys.modules.pop("fake_config_kit", None)
+def _fake_plugin(tmp_path: Path) -> Iterator[None]:
+    with offered(tmp_path, "kit", PLUGIN, only="kit"):
+        yield
 
 
 def config(*arguments: str) -> str:
@@ -86,6 +77,8 @@ def printed(*arguments: str) -> dict[str, Any]:
         ("--seed", "7", ("seed",), 7),
         ("--precision", "fp16", ("train", "precision"), "fp16"),
         ("--workers", "2", ("loader", "workers"), 2),
+        ("--strategy", "fsdp", ("train", "strategy"), "fsdp"),
+        ("--compile", None, ("train", "compile"), True),
         ("--mode", "di", ("restorer",), "none"),
         ("--init", "some/run", ("init",), "some/run"),
         ("--no-distort", None, ("views", "distort"), []),

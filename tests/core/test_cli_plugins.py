@@ -7,15 +7,16 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from distributions import offered
+from kit import Dira
 
-from dira_core import __version__, cli
+from dira_core import __version__
 from dira_core.errors import DataError
-from dira_core.plugins import installed
 
 PLUGIN = """
 from typing import Literal
@@ -68,34 +69,12 @@ def dira_restorer(): ...
 dira_restorer = hookimpl(dira_restorer)
 """
 
-Dira = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def dira(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Dira]:
-    """Call the command line in this process: exit code, stdout, stderr."""
-    (tmp_path / "fake_cli_kit.py").write_text(PLUGIN)
-    info = tmp_path / "kit-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kit\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nkit = fake_cli_kit\n")
-    monkeypatch.setenv("DIRA_PLUGINS", "kit")
-    monkeypatch.syspath_prepend(str(tmp_path))
+@pytest.fixture(autouse=True)
+def _fake_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    installed.cache_clear()
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dira", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        code = left.value.code
-        return (code if isinstance(code, int) else int(code is not None)), *capsys.readouterr()
-
-    yield call
-    installed.cache_clear()
-    sys.modules.pop("fake_cli_kit", None)
+    with offered(tmp_path, "kit", PLUGIN, only="kit"):
+        yield
 
 
 def test_the_version_is_that_of_the_package(dira: Dira) -> None:

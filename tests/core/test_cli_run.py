@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kit import SMALL, kit
+from kit import SMALL, Dira, kit
 from parts import outcome
 
 import dira_core
-from dira_core import cli
 from dira_core.runfolder import read_lines
-
-Dira = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with kit(tmp_path_factory.mktemp("kit")):
         yield
-
-
-@pytest.fixture
-def dira(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Dira:
-    """Return the command: its exit code, output and error output, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dira", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
 
 
 def preempted_at(step: int, dira: Dira, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -78,6 +57,32 @@ def test_without_a_terminal_progress_is_plain_lines(dira: Dira) -> None:
     assert "epoch 2/2  step 8/8" in lines[-1]
     assert "res 0." in lines[-1]
     assert "\x1b" not in err
+
+
+def test_the_first_lines_say_how_the_run_computes(dira: Dira) -> None:
+    _, _, err = dira("run", *SMALL, "--precision", "auto")
+    said = "fp32 (auto), channels last, on cpu, one process of 1 thread"  # 16 px are few for bf16
+    assert err.splitlines()[1] == said
+
+
+def test_a_profile_shows_some_steps_and_changes_no_bit(dira: Dira) -> None:
+    assert dira("run", *SMALL, "--name", "plain")[0] == 0
+    code, _, err = dira("run", *SMALL, "--name", "run", "--profile", "--set", "log.profile=2")
+    assert code == 0, err
+    folder = Path("runs/run/profile")
+    assert f"profile of 2 steps: {folder}/rank-0.json" in err
+    events = json.loads((folder / "rank-0.json").read_text())["traceEvents"]
+    calls = [event["name"] for event in events if event.get("ph") == "X"]
+    assert [calls.count(f"Optimizer.step#{rule}.step") for rule in ("SGD", "Adam")] == [2, 2]
+    table = (folder / "rank-0.txt").read_text()
+    assert "aten::" in table
+    assert len([line for line in table.splitlines() if "%" in line]) <= 21
+    assert outcome(Path("runs/run")) == outcome(Path("runs/plain"))
+
+
+def test_a_run_too_short_to_be_profiled_says_so(dira: Dira) -> None:
+    _, _, err = dira("run", *SMALL, "--epochs", "1", "--batch-size", "8", "--profile")
+    assert "nothing is profiled" in err
 
 
 def test_the_recipe_in_a_run_folder_repeats_the_run(dira: Dira) -> None:

@@ -4,50 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from kit import SMALL, kit
+from kit import SMALL, Dira, kit
 from networks import lively, recipe, weights
 from parts import outcome
 from safetensors.torch import load_file
 from torch import nn
 from torchvision.models import get_model
 
-from dira_core import cli, donor
+from dira_core import donor
 from dira_core.build import build_trio
 from dira_core.errors import CheckpointError, RecipeError
 from dira_core.export import load
 from dira_core.trio import Trio
-
-Dira = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with kit(tmp_path_factory.mktemp("kit")):
         yield
-
-
-@pytest.fixture
-def dira(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Dira:
-    """Return the command: its exit code, output and error output, in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["dira", *arguments])
-        with pytest.raises(SystemExit) as left:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(left.value.code or 0), out, err
-
-    return run
 
 
 def same(a: nn.Module | None, b: nn.Module | None) -> bool:

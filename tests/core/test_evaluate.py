@@ -125,7 +125,7 @@ def test_a_model_is_put_back_even_when_measuring_fails() -> None:
 def test_features_of_a_source_are_the_pooled_maps_of_its_whole_images() -> None:
     torch.manual_seed(0)
     backbone, source, settings = TinyBackbone(), TinySource(70), small_settings()
-    found = SourceFeatures(backbone, source, settings, CPU)()
+    found = SourceFeatures(lambda: backbone, source, settings, CPU)()
     backbone.eval()
     wanted = backbone(whole_images(source, range(70), 16, 1))[-1].mean((2, 3))
     torch.testing.assert_close(found, wanted.detach())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dira_core import batch_norm, conv, instance_norm, mlp, upsample
+from dira_core import batch_norm, cells, conv, instance_norm, mlp, unit, upsample
 
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
@@ -122,6 +123,39 @@ def test_an_mlp_with_norm_standardises_before_every_relu_but_not_at_the_end() ->
 def test_an_mlp_has_no_bias_where_a_batch_norm_would_swallow_it() -> None:
     assert [layer.bias is None for layer in mlp([4, 5, 3])[::3]] == [True, False]
     assert [layer.bias is None for layer in mlp([4, 5, 3], last_norm=True)[::3]] == [True, True]
+
+
+@pytest.mark.parametrize("size", [(2, 5), (3, 1, 2)])
+@pytest.mark.parametrize("norm", [True, False])
+def test_an_mlp_of_maps_is_one_of_vectors_for_each_cell(size: tuple[int, ...], norm: bool) -> None:
+    of_cells = mlp([4, 5, 3], dims=len(size), norm=norm, last_norm=norm).double()
+    of_vectors = mlp([4, 5, 3], norm=norm, last_norm=norm).double()
+    values = {
+        key: value.view_as(of_vectors.state_dict()[key])
+        for key, value in of_cells.state_dict().items()
+    }
+    of_vectors.load_state_dict(values)
+    maps = randn(6, 4, *size)
+    rows = of_vectors(maps.movedim(1, -1).flatten(0, -2))
+    torch.testing.assert_close(of_cells(maps).movedim(1, -1).flatten(0, -2), rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_unit_vectors_are_as_long_as_one_in_float32_or_better(dtype: torch.dtype) -> None:
+    found = unit(randn(3, 2, 5).to(dtype))
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(found.norm(dim=2), torch.ones_like(found[..., 0]))
+
+
+@pytest.mark.parametrize("size", [(2, 3), (2, 1, 2)])
+def test_cells_are_the_directions_of_a_maps_vectors_row_by_row(size: tuple[int, ...]) -> None:
+    maps = randn(2, 4, *size)
+    found = cells(maps)
+    for image in range(2):
+        for number, place in enumerate(itertools.product(*map(range, size))):
+            vector = maps[(image, slice(None), *place)]
+            expected = vector / vector.square().sum().sqrt()
+            torch.testing.assert_close(found[image, number], expected)
 
 
 def test_the_last_norm_gives_mean_0_and_variance_1_without_parameters() -> None:

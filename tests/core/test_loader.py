@@ -19,8 +19,8 @@ from dira_core.data.crops import crop_boxes, crop_resize
 from dira_core.data.loader import CropDataset, Crops, Images, Loader, Request, whole_images
 from dira_core.draws import Draws
 from dira_core.errors import DataError, PluginError
-from dira_core.recipe import Settings
 from dira_core.roles import Source
+from dira_core.settings import Settings
 from dira_core.types import Image
 
 linux = pytest.mark.skipif(sys.platform == "win32", reason="sends signals")

@@ -111,6 +111,17 @@ def test_a_query_without_negatives_has_no_loss_and_pulls_nothing() -> None:
     assert info_nce(queries, keys, negatives, 0.2, torch.ones_like(own)).item() == 0
 
 
+def test_all_queries_of_an_image_leave_out_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrast, "BLOCK", 4)
+    queries, keys = (units(3, 5, 4, seed=seed) for seed in range(2))
+    negatives, own = units(11, 4, seed=2), randn(3, 11, seed=5) > 0
+    loss = info_nce(queries.requires_grad_(), keys, negatives, 0.2, own)
+    flat = queries.flatten(0, 1), keys.flatten(0, 1)
+    wanted = info_nce(*flat, negatives, 0.2, own.repeat_interleave(5, 0))
+    assert torch.equal(loss, wanted)
+    assert torch.equal(gradient(loss, queries), gradient(wanted, queries))
+
+
 def test_the_queue_may_move_on_before_the_backward_pass() -> None:
     queries, keys, negatives = case(3, 9)
     wanted = gradient(info_nce(queries, keys, negatives, 0.2), queries)
@@ -150,9 +161,10 @@ def test_info_nce_never_holds_all_similarities() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "own"), [((1, 4), (3, 9)), ((3, 4), (1, 9)), ((3, 4), (3, 1)), ((3, 4), (9, 3))]
+    ("keys", "own"),
+    [((1, 4), (3, 9)), ((3, 4), (1, 9)), ((3, 4), (3, 1)), ((3, 4), (9, 3)), ((3, 1, 4), (3, 9))],
 )
-def test_info_nce_refuses_to_broadcast(keys: tuple[int, int], own: tuple[int, int]) -> None:
+def test_info_nce_refuses_to_broadcast(keys: tuple[int, ...], own: tuple[int, int]) -> None:
     queries, _, negatives = case(3, 9)
     with pytest.raises(ValueError, match="must"):
         info_nce(queries, units(*keys), negatives, 0.2, torch.zeros(own, dtype=torch.bool))

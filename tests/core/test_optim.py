@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import nn
 
-from dira_core.checkpoint import flatten_optimizer, unflatten_optimizer
 from dira_core.lars import LARS
 from dira_core.optim import (
     base_lr,
@@ -22,7 +21,8 @@ from dira_core.optim import (
     set_lr,
     tabled_lr,
 )
-from dira_core.recipe import Optimizer
+from dira_core.optimizer_options import Optimizer
+from dira_core.optimizer_state import flatten_optimizer, unflatten_optimizer
 from dira_core.types import Progress
 
 BARLOW_TWINS = {128: 0.7, 256: 0.4, 512: 0.3, 1024: 0.25, 2048: 0.2}

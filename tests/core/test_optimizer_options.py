@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from distributions import offered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 from dira_core import cli
 from dira_core.errors import RecipeError
 from dira_core.layering import Layer, assignment
+from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed
-from dira_core.recipe import Optimizer, Recipe, Resolved, digest, recipe_schema, resolve, to_toml
+from dira_core.recipe import Recipe, digest, recipe_schema, to_toml
+from dira_core.resolving import Resolved, resolve
 
 PLUGIN = """
 from dira_core import Component, Options, Preset, hookimpl
@@ -38,20 +40,9 @@ TABLE = {128: 0.7, 256: 0.4, 2048: 0.2}
 
 @pytest.fixture(autouse=True, scope="module")
 def _fake_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "fake_rates_kit.py").write_text(PLUGIN)
-    info = folder / "rates-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rates\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nrates = fake_rates_kit\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIRA_PLUGINS", "rates")
-        patch.syspath_prepend(str(folder))
-        installed.cache_clear()
+    with offered(tmp_path_factory.mktemp("site"), "rates", PLUGIN, only="rates"):
         assert [p for p in installed().problems if not p.warning] == []
         yield
-    installed.cache_clear()
-    sys.modules.pop("fake_rates_kit", None)
 
 
 def resolved(discriminator: str, *layers: dict[str, Any] | Layer) -> Resolved:

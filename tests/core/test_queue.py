@@ -63,6 +63,16 @@ def test_it_takes_keys_of_half_precision_without_a_gradient(queue: Queue) -> Non
     assert not queue.keys.requires_grad
 
 
+def test_an_images_own_keys_and_nobodys_are_excluded(queue: Queue) -> None:
+    queue.push(torch.randn(5, DIM), torch.tensor([8, 3, 8, 4, 0]))
+    excluded = queue.excluded(torch.tensor([8, 1, 0]))
+    assert excluded.int().tolist() == [
+        [1, 0, 1, 0, 0, 1, 1],
+        [0, 0, 0, 0, 0, 1, 1],
+        [0, 0, 0, 0, 1, 1, 1],
+    ]
+
+
 def test_its_state_is_all_there_is(queue: Queue) -> None:
     queue.push(torch.randn(5, DIM), torch.arange(5))
     other = Queue(SIZE, DIM)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from distributions import offered
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,7 +16,8 @@ from dira_core import toml
 from dira_core.errors import DiraError, PluginError, RecipeError
 from dira_core.layering import Layer, assignment, default_preset, gather
 from dira_core.plugins import installed
-from dira_core.recipe import Recipe, Resolved, digest, recipe_schema, resolve, to_toml
+from dira_core.recipe import Recipe, digest, recipe_schema, to_toml
+from dira_core.resolving import Resolved, resolve
 
 PLUGIN = """
 from typing import Annotated
@@ -72,19 +74,9 @@ def dira_presets():
 
 @pytest.fixture(autouse=True, scope="module")
 def _fake_plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("site")
-    (folder / "fake_recipe_kit.py").write_text(PLUGIN)
-    info = folder / "kit-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: kit\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nkit = fake_recipe_kit\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DIRA_PLUGINS", "kit,absent")
-        patch.syspath_prepend(str(folder))
-        installed.cache_clear()
+    with offered(tmp_path_factory.mktemp("site"), "kit", PLUGIN, only="kit,absent"):
         assert [p.plugin for p in installed().problems if not p.warning] == ["absent"]
         yield
-    installed.cache_clear()
 
 
 BASE: dict[str, Any] = {"data": "phantom", "backbone": "resnet18", "discriminator": "beta"}

@@ -274,7 +274,7 @@ def test_truncating_to_a_position_leaves_no_doubles(tmp_path: Path) -> None:
     assert path.read_bytes() == unbroken
 
 
-def test_a_position_is_on_disk_before_a_checkpoint_can_know_it(
+def test_a_log_that_is_synced_is_on_disk_up_to_its_position(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[str] = []
@@ -284,6 +284,8 @@ def test_a_position_is_on_disk_before_a_checkpoint_can_know_it(
     lines = Lines(tmp_path / "metrics.jsonl")
     lines.append({"step": 1})
     assert lines.position() == len(b'{"step": 1}\n')
+    assert synced == []
+    lines.sync()
     assert synced == [str(tmp_path / "metrics.jsonl")]
 
 

@@ -7,14 +7,16 @@ import itertools
 import json
 import math
 import multiprocessing
-import sys
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from distributions import offered
 from parts import outcome, small_run, small_settings, small_trio
 from torch import Tensor
 
@@ -95,23 +97,16 @@ def dira_trackers():
 
 
 @pytest.fixture
-def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+def plugin(tmp_path: Path) -> Iterator[Callable[[str], Any]]:
     """Install a fake distribution and return its module."""
+    with ExitStack() as stack:
 
-    def install(code: str) -> Any:
-        (tmp_path / "fake_observer.py").write_text(code)
-        info = tmp_path / "observer-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: observer\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text("[dira]\nobserver = fake_observer\n")
-        monkeypatch.syspath_prepend(str(tmp_path))
-        installed.cache_clear()
-        installed()
-        return importlib.import_module("fake_observer")
+        def install(code: str) -> Any:
+            module = stack.enter_context(offered(tmp_path, "observer", code))
+            installed()
+            return importlib.import_module(module)
 
-    yield install
-    installed.cache_clear()
-    sys.modules.pop("fake_observer", None)
+        yield install
 
 
 class Said:
@@ -212,7 +207,8 @@ def test_after_a_rollback_order_and_draws_are_fresh_ones(tmp_path: Path) -> None
 
 def test_observers_hear_every_event_in_order(tmp_path: Path, plugin: Callable[[str], Any]) -> None:
     events = plugin(OBSERVER).events
-    small_run(tmp_path / "run", train={"epochs": 2, "batch_size": 8}, checkpoint={"every_steps": 4})
+    saves = {"every_steps": 4, "background": False}
+    small_run(tmp_path / "run", train={"epochs": 2, "batch_size": 8}, checkpoint=saves)
     totals = {
         line["step"]: line["losses/total"] for line in read_lines(tmp_path / "run/metrics.jsonl")
     }
@@ -232,6 +228,44 @@ def test_observers_hear_every_event_in_order(tmp_path: Path, plugin: Callable[[s
         ("checkpoint saved", "step-00000006", 6),
         ("run ended", "run", "done"),
     ]
+
+
+def test_observers_hear_of_a_background_save_when_it_is_complete_and_which_step_it_is(
+    tmp_path: Path, plugin: Callable[[str], Any]
+) -> None:
+    events = plugin(OBSERVER).events
+    small_run(tmp_path / "run", checkpoint={"every_steps": 1, "keep": 99})
+    saved = [event for event in events if event[0] == "checkpoint saved"]
+    assert saved == [("checkpoint saved", f"step-{n:08d}", n) for n in range(19)]
+    assert events[-1] == ("run ended", "run", "done")
+    for event in saved[1:]:
+        before = [step for kind, step, _ in events[: events.index(event)] if kind == "step ended"]
+        assert before[-1] - event[2] in (0, 1)  # a save waits for the one before
+
+
+def test_a_checkpoint_never_points_beyond_lines_that_are_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk: dict[str, int] = {}
+    fsync, rename, checked = os.fsync, Path.rename, []
+
+    def noted(file: int) -> None:
+        on_disk[os.path.basename(os.readlink(f"/proc/self/fd/{file}"))] = os.fstat(file).st_size
+        fsync(file)
+
+    def committed(self: Path, target: Path) -> Path:
+        if target.name.startswith("step-"):
+            state = json.loads((self / "state.json").read_bytes())
+            for log in ("metrics", "speed"):
+                assert state[log] <= on_disk.get(f"{log}.jsonl", 0)
+            checked.append(state["metrics"])
+        return rename(self, target)
+
+    monkeypatch.setattr("os.fsync", noted)
+    monkeypatch.setattr(Path, "rename", committed)
+    small_run(tmp_path / "run", checkpoint={"every_steps": 2})
+    assert len(checked) == 10
+    assert sorted(set(checked)) == checked
 
 
 def test_observers_hear_how_a_failed_run_ended(

@@ -18,7 +18,8 @@ from dira_core.api import run
 from dira_core.checkpoint import Checkpoints
 from dira_core.errors import RecipeError
 from dira_core.layering import Layer
-from dira_core.recipe import Recipe, Weights, to_toml
+from dira_core.recipe import Recipe, to_toml
+from dira_core.settings import Weights
 
 SMALL: dict[str, Any] = {
     "data": {"name": "phantom", "n": 12},

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dira_core import Teacher
+from dira_core import Teacher, rising_momentum
+from dira_core.testing import TinyBackbone
 
 M = 0.9
 
@@ -69,6 +70,32 @@ def test_after_n_updates_weights_are_the_closed_form_of_the_average(average_norm
         teacher.update(M)
     for name, value in teacher[0].named_parameters():
         torch.testing.assert_close(value, averages(history, name).float())
+
+
+def test_a_weight_that_two_students_share_moves_once() -> None:
+    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
+    second.weight = first.weight
+    teacher = Teacher([nn.Sequential(first, second)])
+    before = first.weight.detach().clone()
+    with torch.no_grad():
+        first.weight.add_(1)
+    teacher.update(M)
+    torch.testing.assert_close(next(teacher.parameters()), before + 1 - M)
+
+
+def test_images_are_embedded_by_both_copies_without_a_gradient() -> None:
+    backbone, projector = TinyBackbone(), nn.Linear(16, 3)
+    given = torch.rand(2, 1, 16, 16)
+    keys = Teacher([backbone, projector])(given)
+    torch.testing.assert_close(keys, projector(backbone(given)[-1].mean((2, 3))))
+    assert not keys.requires_grad
+
+
+@pytest.mark.parametrize(("fraction", "expected"), [(0, 0.96), (0.5, 0.98), (2 / 3, 0.99), (1, 1)])
+def test_a_rising_momentum_follows_the_first_half_of_a_cosine(
+    fraction: float, expected: float
+) -> None:
+    assert rising_momentum(0.96, fraction) == pytest.approx(expected, abs=1e-12)
 
 
 def test_averaged_statistics_are_those_of_the_first_batch_and_then_the_closed_form() -> None:

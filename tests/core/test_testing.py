@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from distributions import offered
 
 from dira_core.components import Kind
 from dira_core.errors import RecipeError
@@ -28,6 +28,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "one-of": {"of": ["inner-cutout", "patch-swap"], "weights": [0.5, 0.2]},
     "folder": {"path": "somewhere"},
     "manifest": {"path": "somewhere.csv"},
+    "cache": {"path": "somewhere"},
 }
 
 ZOO = """
@@ -230,18 +231,8 @@ GOOD: list[tuple[Kind, str]] = [
 
 @pytest.fixture(scope="module")
 def _zoo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    folder = tmp_path_factory.mktemp("zoo")
-    (folder / "fake_zoo.py").write_text(ZOO)
-    info = folder / "zoo-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zoo\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nzoo = fake_zoo\n")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        installed.cache_clear()
+    with offered(tmp_path_factory.mktemp("site"), "zoo", ZOO):
         yield
-    installed.cache_clear()
-    sys.modules.pop("fake_zoo", None)
 
 
 @pytest.mark.parametrize(("kind", "name"), EVERY)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from dira_core import Adversary, Discriminator, Encodings, Objective, Restorer, View
 from dira_core.api import Game, pretrain
 from dira_core.data.loader import Crops
-from dira_core.recipe import Settings
 from dira_core.roles import FeaturePass
 from dira_core.runfolder import read_lines
+from dira_core.settings import Settings
 from dira_core.testing import TinySource
 from dira_core.trainer import Setback, Trainer, seed_step
 from dira_core.trio import Trio

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from dira_core import Adversary, Discriminator, Encodings, Objective, Progress, Restorer, View
 from dira_core.errors import RecipeError
+from dira_core.parallel import Alone, wrapped
 from dira_core.precision import Precision
-from dira_core.recipe import Weights
+from dira_core.settings import Weights
 from dira_core.testing import TinyBackbone, tiny_batch
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio, Turn
 
@@ -71,19 +72,11 @@ def trio(conditional: bool = False) -> Trio:
 
 def players(parts: Trio, weights: Weights, precision: str = "fp32") -> list[Player]:
     assert parts.adversary is not None
-    model, numbers = Model(parts), Precision(precision, CPU)
+    model, critic = wrapped(Model(parts), Alone()), wrapped(parts.adversary, Alone())
+    sgd, critic_sgd = (torch.optim.SGD(m.called.parameters(), 0.1) for m in (model, critic))
     return [
-        ModelPlayer(
-            model,
-            torch.optim.SGD(model.parameters(), 0.1),
-            weights,
-            numbers,
-            parts.adversary,
-            parts.adversary,
-        ),
-        CriticPlayer(
-            parts.adversary, torch.optim.SGD(parts.adversary.parameters(), 0.1), parts.adversary
-        ),
+        ModelPlayer(model, sgd, weights, Precision(precision, CPU), critic),
+        CriticPlayer(critic, critic_sgd),
     ]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from distributions import offered
 from parts import small_settings
 from torch import Tensor
 
@@ -17,11 +17,11 @@ from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops, Loader
 from dira_core.draws import Draws
 from dira_core.errors import PluginError, RecipeError
-from dira_core.plugins import installed
-from dira_core.recipe import Settings
+from dira_core.operations import build_distortion, distort
+from dira_core.settings import Settings
 from dira_core.testing import TinySource, choice
 from dira_core.types import Batch, View
-from dira_core.views import ViewMaker, build_distortion, distort
+from dira_core.views import ViewMaker
 
 CPU = torch.device("cpu")
 
@@ -59,18 +59,10 @@ EVERYTHING: dict[str, Any] = {
 
 
 @pytest.fixture
-def _turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _turns(tmp_path: Path) -> Iterator[None]:
     """Install a distribution with a distortion that makes labels, beside all others."""
-    (tmp_path / "fake_turns.py").write_text(TURNS)
-    info = tmp_path / "turns-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: turns\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[dira]\nturns = fake_turns\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    installed.cache_clear()
-    yield
-    installed.cache_clear()
-    sys.modules.pop("fake_turns", None)
+    with offered(tmp_path, "turns", TURNS):
+        yield
 
 
 def settings(views: dict[str, Any] | None = None, **changes: Any) -> Settings:
@@ -259,6 +251,18 @@ def test_a_label_producing_distortion_labels_the_images_it_turned() -> None:
     never = view_of({"distort": [{"name": "turn", "p": 0.0}]}, crops)
     assert never.label is not None
     assert never.label.tolist() == [0] * 32
+
+
+@pytest.mark.usefixtures("_turns")
+@pytest.mark.parametrize("turn", ["turn", {"name": "one-of", "of": ["turn"], "weights": [0.5]}])
+def test_a_view_whose_label_two_operations_would_make_is_refused(
+    turn: str | dict[str, Any],
+) -> None:
+    name = turn if isinstance(turn, str) else turn["name"]
+    chosen = settings({"geometry": ["rotate90"], "distort": ["bezier", turn]})
+    with pytest.raises(RecipeError, match=f"one label: got rotate90 and {name}, .* views.each"):
+        ViewMaker(chosen, CPU, 1)
+    ViewMaker(settings({"each": [{"geometry": ["rotate90"]}, {"distort": [turn]}]}), CPU, 2)
 
 
 @pytest.mark.parametrize("channels_last", [False, True])

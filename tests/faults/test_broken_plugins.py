@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from distributions import lay_out
 
 from dira_core import loading
 from dira_core.errors import PluginError, RecipeError
@@ -49,13 +50,7 @@ IMPOLITE = {
 
 
 def distribution(folder: Path, name: str, code: str, module: str | None = None) -> None:
-    """Lay out what pip would have installed: a module and the metadata of its distribution."""
-    module = module or f"fake_{name.replace('-', '_')}"
-    (folder / f"fake_{name.replace('-', '_')}.py").write_text(code.replace("{name}", name))
-    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[dira]\n{name} = {module}\n")
+    lay_out(folder, name, code.replace("{name}", name), module)
 
 
 @pytest.fixture

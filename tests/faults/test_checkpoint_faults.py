@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
 import time
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from safetensors import SafetensorError
-from torch import Tensor
+from parts import forked
+from saves import (
+    ended,
+    free_bytes,
+    newest,
+    on_small_disk,
+    planned,
+    refusal,
+    remount,
+    save,
+    tensors_of,
+)
 
+from dira_core import checkpoint_draft, files
 from dira_core import checkpoint_manifest as manifest
-from dira_core import files, tensorfiles
 from dira_core.checkpoint import Checkpoints
-from dira_core.errors import CheckpointError, DiraError, ResourceError
+from dira_core.checkpoint_manifest import Entry
+from dira_core.errors import CheckpointError, DiraError, ResourceError, RunFolderError
 from dira_core.files import FAILPOINTS, FailpointError, Failpoints, write_atomic
+from dira_core.saving import Saver
 
 MUTATIONS = int(os.environ.get("DIRA_MUTATIONS", "300"))
 KILLS = 50
 BITS_APART = 7
-NOT_PERMITTED = 77
 
 pytestmark = [
     pytest.mark.faults,
@@ -40,83 +50,39 @@ pytestmark = [
 
 CKPT_POINTS = [name for name in FAILPOINTS if name.startswith("ckpt.")]
 
-
-def tensors_of(step: int, n: int = 300) -> dict[str, dict[str, Tensor]]:
-    """Return tensors that say which step they belong to."""
-    return {
-        "model": {"weight": torch.full((n,), float(step)), "step": torch.tensor(step)},
-        "optimizer": {"momentum": torch.full((n,), -float(step))},
-    }
+both_ways = pytest.mark.parametrize("behind", [False, True], ids=["at once", "behind"])
+"""To save in the step, or in a thread while training goes on."""
 
 
-def save(folder: Path, step: int, n: int = 300) -> Path:
-    """Save the checkpoint of a step, the last two are kept."""
-    return Checkpoints(folder, 2).save(step, tensors_of(step, n), {"step": step})
-
-
-def newest(folder: Path) -> int:
-    """Return the step of the newest checkpoint; every value in it must belong to that step."""
-    checkpoints = Checkpoints(folder, 2)
-    checkpoints.sweep()
-    path = checkpoints.latest()
-    assert path is not None
-    tensors, state = checkpoints.load(path)
-    step: int = state["step"]
-    expected = tensors_of(step, len(tensors["model"]["weight"]))
-    for stem, group in expected.items():
-        assert group.keys() == tensors[stem].keys()
-        assert all(torch.equal(tensors[stem][name], value) for name, value in group.items())
-    assert path.name == manifest.folder_name(step)
-    assert all(p.name.startswith("step-") for p in folder.iterdir())
-    return step
-
-
-def forked(work: Callable[[], None]) -> int:
-    """Run `work` in a forked process; return how that ended, as `subprocess` does."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def planned(monkeypatch: pytest.MonkeyPatch, plan: str) -> None:
-    """Make this process (and what it forks) meet these failpoints."""
-    failpoints = Failpoints(plan)
-    monkeypatch.setattr(files, "planned", lambda: failpoints)
-
-
+@both_ways
 @pytest.mark.parametrize("when", [1, 2, 3])
 @pytest.mark.parametrize("point", CKPT_POINTS)
 def test_killed_at_any_failpoint_the_old_or_the_new_checkpoint_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, when: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, when: int, behind: bool
 ) -> None:
     save(tmp_path, 1)
 
     def train() -> None:
         planned(monkeypatch, f"{point}:kill@{when}")
         for step in range(2, 9):
-            save(tmp_path, step)
+            save(tmp_path, step, behind=behind)
 
-    assert forked(train) == -signal.SIGKILL
+    assert ended(train) == -signal.SIGKILL
     committed = point in ("ckpt.after_rename", "ckpt.before_prune")
     assert newest(tmp_path) == when + committed
     save(tmp_path, 9)
     assert newest(tmp_path) == 9
 
 
+@both_ways
 @pytest.mark.parametrize("point", CKPT_POINTS)
 def test_raised_at_any_failpoint_the_old_or_the_new_checkpoint_loads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, behind: bool
 ) -> None:
     save(tmp_path, 1)
     planned(monkeypatch, f"{point}:raise")
     with pytest.raises(FailpointError, match=point):
-        save(tmp_path, 2)
+        save(tmp_path, 2, behind=behind)
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".tmp-")]
     assert newest(tmp_path) == 1 + (point in ("ckpt.after_rename", "ckpt.before_prune"))
 
@@ -132,7 +98,7 @@ def test_a_small_file_struck_before_its_rename_keeps_its_old_bytes(
         planned(monkeypatch, f"file.after_write:{action}")
         write_atomic(path, b"new")
 
-    code = forked(work)
+    code = ended(work)
     assert code == (-signal.SIGKILL if action == "kill" else 1)
     assert path.read_bytes() == b"old"
 
@@ -173,24 +139,34 @@ def test_an_unknown_failpoint_is_refused_with_the_names(plan: str) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_random_instants_something_whole_always_loads(tmp_path: Path) -> None:
+@both_ways
+def test_killed_at_random_instants_something_whole_always_loads(
+    tmp_path: Path, behind: bool
+) -> None:
     delays = random.Random(0)
-    last = 1
+    last, torn = 1, 0
     save(tmp_path, last, 20_000)
+
+    def train() -> None:
+        saver = Saver(Checkpoints(tmp_path, 2), background=behind)
+        for step in itertools.count(last + 1):
+            tensors = tensors_of(step, 20_000)
+            saver.save(step, tensors, {"step": step})
+            for _ in range(3):
+                tensors["model"]["weight"].add_(1)  # bits of no step, were they written
+                saver.poll()
+
     for _ in range(KILLS):
-        child = os.fork()
-        if child == 0:
-            step = last
-            while True:
-                step += 1
-                save(tmp_path, step, 20_000)
+        child = forked(train)
         time.sleep(delays.uniform(0, 0.06))
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        torn += any(path.name.startswith(".tmp-") for path in tmp_path.iterdir())
         found = newest(tmp_path)
         assert found >= last
         last = found
     assert last > 1
+    assert torn > KILLS / 10  # or the kills came at other times than a save's
 
 
 def test_killed_while_its_fallback_is_damaged_the_new_one_still_counts(
@@ -203,7 +179,7 @@ def test_killed_while_its_fallback_is_damaged_the_new_one_still_counts(
         planned(monkeypatch, "ckpt.after_rename:kill")
         save(tmp_path, 2)
 
-    assert forked(work) == -signal.SIGKILL
+    assert ended(work) == -signal.SIGKILL
     assert newest(tmp_path) == 2
 
 
@@ -395,19 +371,21 @@ def test_no_flipped_bit_of_a_file_goes_unseen(tmp_path: Path, name: str) -> None
     checkpoints.load(path)
 
 
+@both_ways
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_at_any_byte_of_the_tensors_leaves_the_checkpoint_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, behind: bool
 ) -> None:
     save(tmp_path, 1)
     for k in range(0, 1500, 97):
 
-        def torn(tensors: object, path: Path, metadata: object, written: bytes = b"x" * k) -> None:
-            path.write_bytes(written)
-            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        def torn(path: Path, content: Iterator[memoryview], k: int = k) -> None:
+            path.write_bytes(b"".join(content)[:k])
+            raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr(tensorfiles, "save_file", torn)
+        monkeypatch.setattr(checkpoint_draft, "stream", torn)
         with pytest.raises(ResourceError, match=r"no space left in .*: need 2\.4 KiB, have"):
-            save(tmp_path, 2)
+            save(tmp_path, 2, behind=behind)
         assert [p.name for p in tmp_path.iterdir()] == ["step-00000001"]
     assert newest(tmp_path) == 1
 
@@ -437,52 +415,17 @@ def test_a_full_disk_at_any_byte_of_the_json_leaves_the_checkpoint_before(
     assert newest(tmp_path) == 1
 
 
-def mount_tmpfs(folder: Path, options: str) -> None:
-    """Mount a small disk that only this process and its children see."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    new_namespace, private, recursive = 0x20000, 0x40000, 0x4000
-    if libc.unshare(new_namespace) or libc.mount(b"none", b"/", None, private | recursive, None):
-        os._exit(NOT_PERMITTED)
-    if libc.mount(b"tmpfs", bytes(folder), b"tmpfs", 0, options.encode()):
-        os._exit(NOT_PERMITTED)
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is left on a disk."""
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
-
-
-def refusal(folder: Path, step: int, n: int) -> str:
-    """Save; return why that was refused for want of space, or an empty string."""
-    try:
-        save(folder, step, n)
-    except ResourceError as error:
-        return str(error)
-    return ""
-
-
-def on_small_disk(folder: Path, options: str, work: Callable[[], None]) -> None:
-    """Run `work` in a process that has a tmpfs at `folder`; skip where that is not permitted."""
-
-    def mounted() -> None:
-        mount_tmpfs(folder, options)
-        work()
-
-    code = forked(mounted)
-    if code == NOT_PERMITTED:
-        pytest.skip("mounting a tmpfs is not permitted here; the torn writers above cover it")
-    assert code == 0
-
-
-def test_on_a_disk_with_any_space_left_a_save_is_whole_or_undone(tmp_path: Path) -> None:
+@both_ways
+def test_on_a_disk_with_any_space_left_a_save_is_whole_or_undone(
+    tmp_path: Path, behind: bool
+) -> None:
     def work() -> None:
         folder, ballast = tmp_path / "checkpoints", tmp_path / "ballast"
         refused = 0
         save(folder, 1, 10_000)
         for step, pages in enumerate(range(36), 2):
             ballast.write_bytes(b"x" * (free_bytes(tmp_path) - 4096 * pages))
-            error = refusal(folder, step, 10_000)
+            error = refusal(folder, step, 10_000, behind=behind)
             refused += bool(error)
             assert not error or error.startswith(f"no space left in {folder}: need 78.")
             assert (newest(folder) == step) == (not error)
@@ -494,7 +437,8 @@ def test_on_a_disk_with_any_space_left_a_save_is_whole_or_undone(tmp_path: Path)
     on_small_disk(tmp_path, "size=1m", work)
 
 
-def test_without_a_free_inode_a_save_is_undone_and_says_so(tmp_path: Path) -> None:
+@both_ways
+def test_without_a_free_inode_a_save_is_undone_and_says_so(tmp_path: Path, behind: bool) -> None:
     def work() -> None:
         save(tmp_path / "checkpoints", 1)
         for n in range(100):
@@ -503,12 +447,62 @@ def test_without_a_free_inode_a_save_is_undone_and_says_so(tmp_path: Path) -> No
             except OSError:
                 break
         for free in range(5):
-            error = refusal(tmp_path / "checkpoints", 2, 30)
+            error = refusal(tmp_path / "checkpoints", 2, 30, behind=behind)
             assert error.startswith("no space left")
             assert free or "have no free inode" in error
             assert newest(tmp_path / "checkpoints") == 1
             (tmp_path / str(free)).unlink()
-        assert not refusal(tmp_path / "checkpoints", 2, 30)
+        assert not refusal(tmp_path / "checkpoints", 2, 30, behind=behind)
         assert newest(tmp_path / "checkpoints") == 2
 
     on_small_disk(tmp_path, "size=1m,nr_inodes=30", work)
+
+
+@both_ways
+def test_a_disk_that_became_read_only_is_named_and_loses_nothing(
+    tmp_path: Path, behind: bool
+) -> None:
+    def work() -> None:
+        folder = tmp_path / "checkpoints"
+        save(folder, 1, behind=behind)
+        remount(tmp_path, read_only=True)
+        with pytest.raises(RunFolderError, match=r"cannot write in .* \(Read-only file system\)"):
+            save(folder, 2, behind=behind)
+        remount(tmp_path, read_only=False)
+        save(folder, 3, behind=behind)
+        assert newest(folder) == 3
+
+    on_small_disk(tmp_path, "size=1m", work)
+
+
+@both_ways
+@pytest.mark.parametrize("lost", ["draft", "folder"])
+def test_what_is_deleted_during_a_save_is_an_error_and_the_next_save_makes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str, behind: bool
+) -> None:
+    folder, write = tmp_path / "checkpoints", checkpoint_draft.stream
+    save(folder, 1, behind=behind)
+    with monkeypatch.context() as patch:
+
+        def deleting(path: Path, content: Iterator[memoryview]) -> Entry:
+            entry = write(path, content)
+            shutil.rmtree(path.parent if lost == "draft" else folder)
+            return entry
+
+        patch.setattr(checkpoint_draft, "stream", deleting)
+        with pytest.raises(
+            RunFolderError, match=r"cannot write in .* \(No such file or directory\)"
+        ):
+            save(folder, 2, behind=behind)
+    save(folder, 3, behind=behind)
+    assert newest(folder) == 3
+    assert (folder / "step-00000001").exists() == (lost == "draft")
+
+
+@both_ways
+@pytest.mark.parametrize("kind", ["file", "loop"])
+def test_a_place_that_is_no_folder_is_named(tmp_path: Path, kind: str, behind: bool) -> None:
+    odd = tmp_path / "checkpoints"
+    odd.symlink_to(odd) if kind == "loop" else odd.write_text("x")
+    with pytest.raises(RunFolderError, match=r"cannot write in .*/checkpoints \("):
+        save(odd, 1, behind=behind)

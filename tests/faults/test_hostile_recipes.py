@@ -17,7 +17,7 @@ from dira_core.errors import DiraError, RecipeError
 from dira_core.layering import Layer, file_layer, gather
 from dira_core.plugins import installed
 from dira_core.problems import MOST_LISTED
-from dira_core.recipe import resolve
+from dira_core.resolving import resolve
 
 pytestmark = pytest.mark.faults
 

@@ -23,14 +23,6 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Return the outcome of a run nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    small_run(folder)
-    return outcome(folder)
-
-
-@pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """Return the outcome of a longer run nobody disturbed."""
     folder = tmp_path_factory.mktemp("long") / "run"

@@ -19,19 +19,12 @@ import torch
 from kit import SMALL, kit
 from parts import forked, outcome, small_run
 
-from dira_core import checkpoint, cli
+from dira_core import checkpoint_draft, cli
 from dira_core.checkpoint import Checkpoints
+from dira_core.checkpoint_manifest import Entry
 from dira_core.errors import ResourceError
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Return the outcome of a run nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    small_run(folder)
-    return outcome(folder)
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +49,16 @@ def test_a_full_disk_during_a_save_stops_with_6_and_costs_nothing(
     saves_before: int,
     number: int,
 ) -> None:
-    folder, write, written = tmp_path / "run", checkpoint.write_tensors, []
+    folder, write, written = tmp_path / "run", checkpoint_draft.stream, []
 
-    def full(path: Path, *given: object) -> None:
+    def full(path: Path, content: Iterator[memoryview]) -> Entry:
         written.append(path)
         if len(written) > 2 * saves_before + 1:  # the second of two files
             path.write_bytes(b"torn")
             raise OSError(number, os.strerror(number))
-        write(path, *given)  # type: ignore[arg-type]
+        return write(path, content)
 
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    monkeypatch.setattr(checkpoint_draft, "stream", full)
     with pytest.raises(ResourceError, match="no space left") as caught:
         small_run(folder)
     assert caught.value.exit_code == 6

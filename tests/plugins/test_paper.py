@@ -13,10 +13,11 @@ import dira_simsiam
 from dira_core.components import Choice
 from dira_core.draws import Draws
 from dira_core.layering import gather
+from dira_core.operations import build_distortion
 from dira_core.optim import base_lr, lr_factor
-from dira_core.recipe import Recipe, Resolved, resolve
+from dira_core.recipe import Recipe
+from dira_core.resolving import Resolved, resolve
 from dira_core.types import Progress
-from dira_core.views import build_distortion
 from dira_paper import dira_presets
 
 PRESETS = {preset.name: preset.recipe for preset in dira_presets()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -10,22 +9,23 @@ import torch
 from methods import (
     Flat,
     NoFeatures,
-    after_evaluation,
     after_resuming,
     build,
+    loss_and_gradients,
     over_processes,
     train,
     views,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 import dira_swav
 from dira_core import Backbone, Batch, Discriminator, Encodings, Progress, Queue, mlp
 from dira_core.build import build_optimizer
 from dira_core.optim import base_lr
-from dira_core.recipe import Optimizer, Views
-from dira_core.testing import check, half
+from dira_core.optimizer_options import Optimizer
+from dira_core.testing import half
+from dira_core.view_options import Views
 from dira_swav import SwAVOptions
 from dira_swav.swav import SwAV, cosines, sinkhorn, swapped
 
@@ -245,16 +245,11 @@ def test_without_a_queue_nothing_is_kept() -> None:
 def test_assignments_of_two_processes_are_those_of_one(tmp_path: Path) -> None:
     backbone, module = build("swav", Flat(), **{**SMALL, "queue_epoch": 0})
     module.register_module("projector", mlp([6, 8], norm=False))
-    parameters = dict(nn.ModuleList([backbone, module]).named_parameters())
+    step = loss_and_gradients(backbone, module)
 
-    def work(batch: Batch) -> Mapping[str, Tensor]:
+    def work(batch: Batch) -> dict[str, Tensor]:
         module(Encodings(backbone, batch))  # fills the queue
-        loss = module(Encodings(backbone, batch)).loss
-        gradients = torch.autograd.grad(loss, list(parameters.values()))
-        assert isinstance(module, SwAV)
-        assert module.queue is not None
-        found = {"loss": loss.detach(), "keys": module.queue.keys.clone()}
-        return found | dict(zip(parameters, gradients, strict=True))
+        return {**step(batch), "keys": module.get_buffer("queue.keys").clone()}
 
     over_processes(work, views(6, 4, small=8), tmp_path)
 
@@ -271,14 +266,6 @@ def test_a_resumed_run_goes_on_bit_by_bit(queue: int) -> None:
         after_resuming("swav", **{**SMALL, "queue": queue, "freeze_steps": 4, "queue_epoch": 1})
         == []
     )
-
-
-def test_evaluation_changes_no_tensor() -> None:
-    assert after_evaluation("swav", **SMALL) == []
-
-
-def test_it_keeps_the_contract() -> None:
-    assert [fault for _, fault in check("discriminator", "swav") if fault] == []
 
 
 def test_the_defaults_are_those_of_the_public_code() -> None:

@@ -1,4 +1,4 @@
-"""K-means, and the whitening that comes before it: pure functions of tensors."""
+"""K-means, and the whitening that comes before it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ LEAST_VARIANCE = 1e-5
 """Directions with a smaller part of the largest variance are noise; whitening would blow it up."""
 
 
-def whiten(features: Tensor, dim: int) -> Tensor:
+def pca_whiten(features: Tensor, dim: int) -> Tensor:
     """Project on the first principal axes, give each variance 1, and normalise the rows.
+
+    Source: what Caron et al., "Deep Clustering", ECCV 2018, arXiv:1807.05520, do before k-means.
 
     Args:
         features: (N, D).
@@ -33,7 +35,9 @@ def whiten(features: Tensor, dim: int) -> Tensor:
 def kmeans(points: Tensor, k: int, iterations: int, generator: torch.Generator) -> Tensor:
     """Partition points into clusters by Lloyd's algorithm from centres that lie apart.
 
-    An empty cluster restarts from one of the points farthest from their centres.
+    Source: Lloyd, "Least Squares Quantization in PCM", IEEE Trans. Inf. Theory 28, 1982. The first
+    centres are drawn as by k-means++; an empty cluster restarts from one of the points farthest
+    from their centres.
 
     Args:
         points: (N, D).

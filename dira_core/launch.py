@@ -1,0 +1,190 @@
+"""`dira run --nproc N`: torch's elastic launcher in this process, and its workers' last notes."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dira_core.errors import DiraError, PeerError, error_of
+from dira_core.signals import WATCHED
+
+NOTES = "DIRA_NOTES"
+"""Environment variable: the folder in which a worker notes how it ended, for the launcher."""
+
+LAUNCHER = "DIRA_LAUNCHER"
+"""Environment variable: the process id of the launcher."""
+
+GRACE_S = 120
+"""Seconds workers have to save and leave after a signal; TORCH_ELASTIC_SHUTDOWN_TIMEOUT changes
+it."""
+
+_LAST = PeerError.exit_code
+"""The one exit code after which it makes sense to start again."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Where and how often processes are started.
+
+    Attributes:
+        processes: On this machine.
+        machines: That take part; each runs the same command.
+        rendezvous: HOST:PORT of the first machine; None for one machine.
+        wait_s: Seconds a machine waits for the others.
+        restarts: Times all processes are started again when one is lost.
+        job: Name of the job; the same on every machine.
+    """
+
+    processes: int
+    machines: int = 1
+    rendezvous: str | None = None
+    wait_s: int = 600
+    restarts: int = 3
+    job: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """How a worker ended: its exit code, what it said, and when."""
+
+    code: int
+    message: str
+    time: float
+
+
+def launch(arguments: Sequence[str], how: Launch) -> None:
+    """Run `dira ARGUMENTS` in several processes until they are done.
+
+    Raises:
+        DiraError: What the first of them to fail said.
+        SystemExit: They were asked to leave.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    _hush("torch.distributed")  # notes say it better
+    cores = len(os.sched_getaffinity(0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // how.processes)))
+    config = LaunchConfig(
+        min_nodes=how.machines,
+        max_nodes=how.machines,
+        nproc_per_node=how.processes,
+        run_id=how.job or os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint=how.rendezvous or "localhost:0",
+        rdzv_configs={"join_timeout": how.wait_s, "read_timeout": min(60, how.wait_s)},
+        max_restarts=how.restarts,
+        signals_to_handle=",".join(["SIGHUP", *(s.name for s in WATCHED)]),
+        shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", GRACE_S)),
+    )
+    os.environ[LAUNCHER] = str(os.getpid())
+    with tempfile.TemporaryDirectory() as notes:
+        os.environ[NOTES] = notes
+        asked, died = 0, ""
+        try:
+            elastic_launch(config, sys.executable)("-m", "dira_core", *arguments)
+        except SignalException as stopped:
+            asked = int(stopped.sigval)
+        except ChildFailedError as failed:
+            rank, failure = failed.get_first_failure()
+            died = f"rank {rank} ended with {described(failure.exitcode)}"
+        except RendezvousError as error:
+            raise PeerError(
+                f"{how.machines} machines did not meet at {how.rendezvous} within {how.wait_s} s: "
+                "start the same command on each of them, with an address of the first one and a "
+                "port that is free there and open to the others, or wait longer with --wait"
+            ) from error
+        conclude(read_notes(Path(notes)), asked, died)
+
+
+def conclude(notes: Sequence[Note], asked: int, died: str) -> None:
+    """End as the workers did.
+
+    Args:
+        notes: Of this machine's workers.
+        asked: Number of the signal that asked to leave, or 0.
+        died: Which worker died how, where the launcher gave up; or empty.
+
+    Raises:
+        DiraError: As the first that failed for a reason of its own, or because one was lost.
+        SystemExit: They were asked to leave.
+    """
+    told = [note for note in notes if note.code]
+    own = [note for note in told if note.code != _LAST]
+    first = min(own or told, key=lambda note: note.time, default=None)
+    if first is not None and (own or died):
+        if not first.message:
+            sys.exit(first.code)
+        raise error_of(first.code, first.message)
+    if died:
+        raise PeerError(
+            f"{died} (SIGKILL is mostly a lack of memory) and was not started again (--restarts): "
+            "see what it said, then continue with --resume"
+        )
+    if asked:
+        sys.exit(128 + asked)
+
+
+@contextmanager
+def attended() -> Iterator[None]:
+    """Work for a launcher of ours, if there is one: die with it, leave it a note at the end.
+
+    Raises:
+        SystemExit: This job ended before, for a reason that starting again does not mend.
+    """
+    folder = os.environ.get(NOTES)
+    if folder is None:
+        yield
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphans
+    if os.getppid() != int(os.environ[LAUNCHER]):
+        sys.exit(1)  # it died before that
+    if any(note.code not in (0, _LAST) for note in read_notes(Path(folder))):
+        sys.exit(0)
+    path = Path(folder) / f"{os.environ['RANK']}.json"
+    try:
+        yield
+    except DiraError as error:
+        _write(path, error.exit_code, str(error))
+        sys.exit(error.exit_code)
+    except SystemExit as leaving:
+        _write(path, leaving.code if isinstance(leaving.code, int) else 1, "")
+        raise
+    except Exception:
+        _write(path, 1, "")  # the traceback says the rest
+        raise
+    _write(path, 0, "")
+
+
+def read_notes(folder: Path) -> list[Note]:
+    """Return the notes in a folder."""
+    return [Note(**json.loads(path.read_text())) for path in sorted(folder.glob("*.json"))]
+
+
+def described(code: int) -> str:
+    """Say what an exit code means."""
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _write(path: Path, code: int, message: str) -> None:
+    path.write_text(json.dumps({"code": code, "message": message, "time": time.time()}))
+
+
+def _hush(name: str) -> None:
+    """Let nothing below a logger reach a screen."""
+    logger = logging.getLogger(name)
+    logger.handlers[:] = [logging.NullHandler()]
+    logger.propagate = False

@@ -1,0 +1,76 @@
+"""Two and three processes train as one does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dira_core import Discriminator, Encodings, Objective, Trio
+from dira_core.build import seeded
+from dira_core.plugins import installed
+from dira_core.roles import Backbone, Source
+from dira_core.testing import TinyBackbone, TinySource, check_world_size
+
+DISCRIMINATORS = installed().names("discriminator")
+
+
+def parts(accumulate: int) -> Callable[[], tuple[Backbone, Source]]:
+    """Return what builds a backbone, and images for five steps."""
+
+    def build() -> tuple[Backbone, Source]:
+        with seeded(1, "backbone"):
+            return TinyBackbone(), TinySource(60 * accumulate)
+
+    return build
+
+
+def recipe(name: str, **train: Any) -> dict[str, Any]:
+    """Return a whole trio whose wide layers and long queues are cut to 16."""
+    options = installed().find("discriminator", name).options.model_fields
+    narrow = {k: 16 for k, f in options.items() if isinstance(f.default, int) and f.default > 100}
+    return {
+        "seed": 1,
+        "data": {"name": "phantom", "n": 120},
+        "backbone": "resnet18",
+        "discriminator": {"name": name, **narrow},
+        "restorer": {"name": "unet", "widths": [8, 8, 8]},
+        "adversary": {"name": "patchgan", "widths": [4, 4, 4, 4]},
+        "views": {"size": 32, "distort": ["inner-cutout"]},
+        # of steps in proportion to the gradients, rounding stays rounding
+        "optimizer": {"name": "sgd", "lr": 0.001, "lr_batch": "none"},
+        "critic_optimizer": {"name": "sgd", "lr": 0.001, "lr_batch": "none"},
+        # memory in another layout is added up in another order
+        "train": {"batch_size": 12, "channels_last": False, **train},
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "accumulate"), [("ddp", 2), ("fsdp", 1)])
+@pytest.mark.parametrize("name", DISCRIMINATORS)
+def test_two_processes_train_as_one_does(name: str, strategy: str, accumulate: int) -> None:
+    check_world_size(recipe(name, strategy=strategy, accumulate=accumulate), parts(accumulate))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_three_processes_train_as_one_does(strategy: str) -> None:
+    check_world_size(recipe("mocov2", strategy=strategy, accumulate=2), parts(2), processes=3)
+
+
+class Local(Discriminator):
+    """Square what it sees of its own process, and of none of the others."""
+
+    n_views = 1
+
+    def forward(self, encodings: Encodings) -> Objective:
+        rows = encodings[0].pooled
+        return Objective((rows - rows.mean(0)).square().sum())
+
+
+@pytest.mark.slow
+def test_a_loss_that_forgets_the_other_processes_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dira_core.worlds.build_trio", lambda recipe, own: Trio(own, Local()))
+    with pytest.raises(ValueError, match="of rank 0 of 2 differs by"):
+        check_world_size(recipe("simsiam"), parts(1))
