@@ -78,10 +78,10 @@ MOCO_RELEASED = {
     },
 }
 
-SIMSIAM_PAPER = {**SIMSIAM, "optimizer": {"lr_batch": 256}}  # its paper
+SIMSIAM_PAPER = {**SIMSIAM, "optimizer": {"lr_batch": 256, "warmup_epochs": 0.0}}  # its paper
 SIMSIAM_RELEASED = {
     **SIMSIAM,
-    "optimizer": {"lr_batch": 256, "schedule": "epoch-cosine"},  # its code
+    "optimizer": {"lr_batch": 256, "warmup_epochs": 0.0, "schedule": "epoch-cosine"},  # its code
 }
 
 
