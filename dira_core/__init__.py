@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from dira_core.export import Preprocessing as Preprocessing
     from dira_core.export import Pretrained as Pretrained
     from dira_core.export import load as load
+    from dira_core.filters import blurring as blurring
+    from dira_core.filters import filtered as filtered
     from dira_core.hookspecs import hookimpl as hookimpl
     from dira_core.layering import gather as gather
     from dira_core.losses import barlow_twins as barlow_twins
@@ -58,10 +60,13 @@ if TYPE_CHECKING:
     from dira_core.nn.resnet import ResNet as ResNet
     from dira_core.nn.teacher import Teacher as Teacher
     from dira_core.nn.teacher import rising_momentum as rising_momentum
+    from dira_core.operations import build_distortion as build_distortion
+    from dira_core.operations import distort as distort
     from dira_core.recipe import Recipe as Recipe
     from dira_core.resolving import resolve as resolve
     from dira_core.roles import Adversary as Adversary
     from dira_core.roles import Backbone as Backbone
+    from dira_core.roles import Change as Change
     from dira_core.roles import Discriminator as Discriminator
     from dira_core.roles import Distortion as Distortion
     from dira_core.roles import Encoding as Encoding
@@ -84,8 +89,6 @@ if TYPE_CHECKING:
     from dira_core.types import Objective as Objective
     from dira_core.types import Progress as Progress
     from dira_core.types import View as View
-    from dira_core.views import build_distortion as build_distortion
-    from dira_core.views import distort as distort
 
 __version__ = "0.1.0"
 
@@ -98,6 +101,7 @@ _PUBLIC = {
     "draws": ["Draws"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
     "export": ["Preprocessing", "Pretrained", "load"],
+    "filters": ["blurring", "filtered"],
     "hookspecs": ["hookimpl"],
     "layering": ["gather"],
     "losses": [
@@ -121,11 +125,13 @@ _PUBLIC = {
     "nn.queue": ["Queue"],
     "nn.resnet": ["ResNet"],
     "nn.teacher": ["Teacher", "rising_momentum"],
+    "operations": ["build_distortion", "distort"],
     "recipe": ["Recipe"],
     "resolving": ["resolve"],
     "roles": [
         "Adversary",
         "Backbone",
+        "Change",
         "Discriminator",
         "Distortion",
         "Encoding",
@@ -143,7 +149,6 @@ _PUBLIC = {
     "transfer.plan": ["transfer_plan"],
     "trio": ["Trio"],
     "types": ["Batch", "Image", "Objective", "Progress", "View"],
-    "views": ["build_distortion", "distort"],
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -8,9 +8,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from dira_core.agreement import agree
+from dira_core.blame import blamed
 from dira_core.build import (
     build_players,
     build_source,
@@ -20,21 +25,24 @@ from dira_core.build import (
     seeded,
 )
 from dira_core.data.loader import Loader
-from dira_core.distributed import from_first, joined, peers_named, rank, world_size
+from dira_core.distributed import from_first, rank, world_size
 from dira_core.errors import CheckpointError, DivergedError, PluginError, RecipeError
-from dira_core.evaluate import Sample, SourceFeatures, examine, held_out, probe
+from dira_core.evaluate import Pause, Sample, SourceFeatures, examine, held_out, probe
 from dira_core.export import write_weights
 from dira_core.files import write_atomic
+from dira_core.memory import restart_peak
+from dira_core.peers import joined, peers_named
 from dira_core.pictures import contact_sheet, write_png
 from dira_core.plugins import installed
 from dira_core.precision import Precision, resolve_device, resolve_precision
+from dira_core.profiling import Profiled
 from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
 from dira_core.roles import Backbone, Source
 from dira_core.runfolder import RunFolder, Status
-from dira_core.session import Display, Preempted, Session, Silent, observe
+from dira_core.session import Display, Session, Silent, observe, pause
 from dira_core.settings import Settings, Train
-from dira_core.signals import Stop
+from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Trainer
 from dira_core.trio import Model, Trio
 from dira_core.views import ViewMaker
@@ -75,6 +83,7 @@ def run(
         DiraError: Something a user can mend; status.json in the folder says it as well.
     """
     with joined(recipe.train.timeout_s):
+        agree(recipe)
         recipe = recipe.model_copy(update={"train": shared_out(recipe.train)})
         display = display if display and rank() == 0 else Silent()
         if recipe.stages:
@@ -165,19 +174,26 @@ def pretrain(
     Args:
         heirloom: Weights of roles that an earlier stage ended with.
     """
+    game: Game | None = None
+
+    def where() -> str:
+        return "the start" if game is None else f"step {game.trainer.step}"
+
     with (
-        joined(settings.train.timeout_s),
+        joined(settings.train.timeout_s, where),
         owned(RunFolder(folder, resume=resume, keep=settings.checkpoint.keep)) as home,
         Stop() as stop,
     ):
+        agree(settings, fingerprint=source.fingerprint())
         display = display if display and rank() == 0 else Silent()
         if resume and from_first(home.read_status()) == "done":
             return finished(folder, display)
         if rank() == 0:
             home.status("running")
         summary: dict[str, Any] = {}
-        with ending(home):
+        with ending(home), peers_named(where), blamed(where, lambda: settings.train):
             game = Game(trio, source, settings)
+            display.said(game.manner())
             if trio.donor is not None:
                 display.said(trio.donor.line())
                 record = json.dumps(trio.donor.record(), indent=1)
@@ -187,7 +203,6 @@ def pretrain(
                 heirloom.give(game.trainer)
             with (
                 closing(game.loader),
-                peers_named(lambda: f"step {game.trainer.step}"),
                 Session(
                     home,
                     source,
@@ -196,10 +211,10 @@ def pretrain(
                     build_trackers(settings, folder) if rank() == 0 else [],
                     display,
                     stop,
-                    game.features(),
+                    game.features(partial(pause, stop)),
                 ) as session,
             ):
-                summary = play(game, session, home, resume)
+                summary = play(game, session, home, resume, partial(pause, stop))
     return Result(folder, "done" if summary else "preempted", summary)
 
 
@@ -287,6 +302,18 @@ class Game:
             players, optimizers, self.loader, self.views, self.precision, settings
         )
 
+    def manner(self) -> str:
+        """Say in one line how the run computes, and what `auto` stands for."""
+        train, n = self.settings.train, world_size()
+        chosen = " (auto)" if train.precision == "auto" else ""
+        order = "channels last" if train.channels_last else "contiguous"
+        shared = f"{n} processes ({train.strategy})" if n > 1 else "one process"
+        threads = torch.get_num_threads()
+        return (
+            f"{self.precision.name}{chosen}, {order}, on {self.precision.device.type}, "
+            f"{shared} of {threads} {'threads' if threads > 1 else 'thread'}"
+        )
+
     def whole(self) -> Model:
         """Return the model with the weights that all processes hold."""
         return self.strategy.whole(self.model)
@@ -295,19 +322,19 @@ class Game:
         """Return the backbone of the whole model."""
         return self.whole().backbone
 
-    def features(self) -> SourceFeatures:
+    def features(self, pause: Pause = lambda: None) -> SourceFeatures:
         """Return what encodes the whole source, for Discriminators that cluster."""
         device = self.precision.device
-        return SourceFeatures(self.backbone, self.source, self.settings, device)
+        return SourceFeatures(self.backbone, self.source, self.settings, device, pause)
 
     def examine(self, rows: int = 64) -> Sample:
         """Restore and embed held-out views in evaluation mode."""
         crops = held_out(self.loader, rows)
         return examine(self.whole(), self.views(crops, 0, 0), self.precision)
 
-    def probe(self) -> float | None:
+    def probe(self, pause: Pause) -> float | None:
         """Return the kNN accuracy of the backbone's frozen features, or None without labels."""
-        return probe(self.backbone(), self.source, self.settings, self.precision.device)
+        return probe(self.backbone(), self.source, self.settings, self.precision.device, pause)
 
     def write_weights(self, folder: Path) -> None:
         """Export backbone and decoder."""
@@ -317,7 +344,9 @@ class Game:
             write_weights(folder, trio, self.settings)
 
 
-def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[str, Any]:
+def play(
+    game: Game, session: Session, home: RunFolder, resume: bool, pause: Pause
+) -> dict[str, Any]:
     """Train, measure before and after, write weights, pictures and summary."""
     settings, trainer, first = game.settings, game.trainer, rank() == 0
     if first:
@@ -328,18 +357,20 @@ def play(game: Game, session: Session, home: RunFolder, resume: bool) -> dict[st
     else:
         if first:
             home.write_recipe(to_toml(settings))
-        session.notes["before"] = {"knn": game.probe(), **game.examine().metrics}
+        session.notes["before"] = {"knn": game.probe(pause), **game.examine().metrics}
         session.save(trainer)
         session.settle()  # a log without a checkpoint could not be continued
     observe(installed().hook.dira_run_started, folder=home.path, progress=trainer.progress)
-    trainer.fit(session)
+    restart_peak(game.precision.device)
+    with Profiled(session, home.path / "profile", settings.log.profile, session.display) as watcher:
+        trainer.fit(watcher)
     session.save(trainer)
     sample = game.examine()
     game.write_weights(home.path / "weights")
     summary = {
         "steps": trainer.step,
         "before": session.notes["before"],
-        "after": {"knn": game.probe(), **sample.metrics},
+        "after": {"knn": game.probe(pause), **sample.metrics},
         "images_per_s": session.images_per_s,
         "unreadable": len(game.loader.unreadable),
     }

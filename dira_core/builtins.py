@@ -22,6 +22,10 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", ""
 """What the folder source looks at; a file without a suffix may be DICOM."""
 
 
+CACHE = "cache.json"
+"""The file that makes a folder a cache."""
+
+
 class ReadOptions(Options):
     """How the intensities of a file become numbers in [0, 1]."""
 
@@ -45,6 +49,13 @@ class ManifestOptions(ReadOptions):
     image: str = Field("image", description="column of the image's path")
     label: str | None = Field(None, description="column used by probes, never in pretraining")
     split: str | None = Field(None, description="keep only lines whose `split` column says this")
+
+
+class CacheOptions(Options):
+    """A folder that `dira data cache` wrote."""
+
+    path: Path = Field(description="the folder")
+    split: str | None = Field(None, description="keep only images of this split of the source")
 
 
 class PhantomOptions(Options):
@@ -115,22 +126,32 @@ def build_manifest(options: ManifestOptions) -> Source:
     return ManifestSource(options)
 
 
+def build_cache(options: CacheOptions) -> Source:
+    from dira_core.data.cache import CacheSource
+
+    return CacheSource(options)
+
+
 def build_phantom(options: PhantomOptions) -> Source:
     from dira_core.data.phantom import PhantomSource
 
     return PhantomSource(options)
 
 
+def _is_cache(value: str) -> bool:
+    return (Path(value) / CACHE).is_file()
+
+
 @hookimpl
 def dira_sources() -> Iterable[Component]:
-    """Folder, manifest and phantom."""
+    """Folder, manifest, cache and phantom."""
     yield Component(
         "folder",
         FolderOptions,
         build_folder,
         summary="PNG, JPEG, TIFF and DICOM files of a folder",
         dims=(2,),
-        accepts=lambda value: Path(value).is_dir(),
+        accepts=lambda value: Path(value).is_dir() and not _is_cache(value),
     )
     yield Component(
         "manifest",
@@ -139,6 +160,14 @@ def dira_sources() -> Iterable[Component]:
         summary="images listed in a CSV file",
         dims=(2,),
         accepts=lambda value: value.endswith(".csv"),
+    )
+    yield Component(
+        "cache",
+        CacheOptions,
+        build_cache,
+        summary="images decoded once, from `dira data cache`",
+        dims=(2, 3),
+        accepts=_is_cache,
     )
     yield Component(
         "phantom",

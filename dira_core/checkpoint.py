@@ -50,7 +50,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         if keep < 2:
             raise ValueError(f"keep at least 2 checkpoints, got {keep}")
-        self._folder = folder
+        self.folder = folder
         self._keep = keep
         self._saved = False
 
@@ -78,11 +78,11 @@ class Checkpoints:
                 for stem, group in tensors.items()
             }
             self.commit(job, files, Patience(0))
-        return self._folder / manifest.folder_name(step)
+        return self.folder / manifest.folder_name(step)
 
     def wants(self, step: int) -> bool:
         """Say whether the checkpoint of a step is yet to be written; a damaged one makes room."""
-        path = self._folder / manifest.folder_name(step)
+        path = self.folder / manifest.folder_name(step)
         if not os.path.lexists(path):
             return True
         reason = _trouble(path)
@@ -113,15 +113,15 @@ class Checkpoints:
             PeerError: Another process did not write its part in time.
         """
         need = len(job.state) + sum(t.nbytes for group in files.values() for t in group.values())
-        draft = self._folder / job.draft
-        with writing(self._folder, need):
+        draft = self.folder / job.draft
+        with writing(self.folder, need):
             self._prepare()
             if job.rank > 0:
                 part = write_files(draft, job, files)
                 failpoint("ckpt.after_data")
                 hand_in(draft, job.rank, part)
                 return None
-            path = self._folder / manifest.folder_name(job.step)
+            path = self.folder / manifest.folder_name(job.step)
             try:
                 part = write_files(draft, job, files)
                 write_synced(draft / manifest.STATE, job.state)
@@ -133,7 +133,7 @@ class Checkpoints:
             except BaseException:
                 shutil.rmtree(draft, ignore_errors=True)  # `sweep` tries again
                 raise
-            sync(self._folder)
+            sync(self.folder)
         failpoint("ckpt.after_rename")
         manifest.verify_sizes(path)
         self._saved = True
@@ -160,7 +160,7 @@ class Checkpoints:
         reasons += [_trouble(path) for path in damaged_before]
         if reasons:
             raise CheckpointError(
-                f"no checkpoint in {self._folder} can be trusted ({'; '.join(reasons)}): "
+                f"no checkpoint in {self.folder} can be trusted ({'; '.join(reasons)}): "
                 "put one back from a backup, or start anew under another --out"
             )
         return None
@@ -192,14 +192,14 @@ class Checkpoints:
             _delete(path)
 
     def _prepare(self) -> None:
-        if self._saved and not self._folder.is_dir():
-            logger.warning("%s vanished while the run was going; made again", self._folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
+        if self._saved and not self.folder.is_dir():
+            logger.warning("%s vanished while the run was going; made again", self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _prune(self, newest: int) -> None:
         older = [path for path in self._listed("step-") if _step(path) < newest]
         for path in older[: max(0, len(older) - self._keep + 1)]:
-            trash = self._folder / f".trash-{path.name}-{uuid.uuid4().hex}"
+            trash = self.folder / f".trash-{path.name}-{uuid.uuid4().hex}"
             try:
                 path.rename(trash)
             except OSError as error:
@@ -220,15 +220,15 @@ class Checkpoints:
     def _listed(self, prefix: str) -> list[Path]:
         """Return what is named so, by step; a folder that cannot be listed is an error."""
         try:
-            names = os.listdir(self._folder)
+            names = os.listdir(self.folder)
         except FileNotFoundError:
             return []
         except OSError as error:
             raise CheckpointError(
-                f"cannot look for checkpoints in {self._folder} ({error.strerror}): mend its rights"
+                f"cannot look for checkpoints in {self.folder} ({error.strerror}): mend its rights"
             ) from error
         pattern = re.compile(re.escape(prefix) + (r"\d{8,}" if prefix == "step-" else r".+"))
-        return sorted((self._folder / n for n in names if pattern.fullmatch(n)), key=_step)
+        return sorted((self.folder / n for n in names if pattern.fullmatch(n)), key=_step)
 
 
 def encoded(state: Mapping[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,12 +72,14 @@ def verify(folder: Path) -> Manifest:
         CheckpointError: A file is damaged, missing or too many, or the schema is another one.
     """
     manifest = verify_sizes(folder)
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            digests = pool.map(digest, [folder / name for name in manifest.files])
+            found = dict(zip(manifest.files, digests, strict=True))
+    except OSError as error:
+        raise CheckpointError(f"{folder.name}: cannot be read ({error.strerror})") from error
     for name, entry in manifest.files.items():
-        try:
-            found = digest(folder / name)
-        except OSError as error:
-            raise CheckpointError(f"{folder.name}: cannot be read ({error.strerror})") from error
-        if found != entry.sha256:
+        if found[name] != entry.sha256:
             raise CheckpointError(
                 f"{folder.name}: {name} is damaged: its sha256 is not the one that was written"
             )

@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import PrefixStore  # type: ignore[attr-defined] # it is public all the same
 
-from dira_core.errors import PeerError
+from dira_core.order import in_order
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torch's launcher puts into the environment of every process."""
-
-ROLL_CALL_S = 3
-"""Seconds the others have to answer when one of them seems lost."""
 
 Json = TypeVar("Json")
 
@@ -55,51 +48,6 @@ def launched() -> bool:
     return all(name in os.environ for name in LAUNCHED)
 
 
-@contextmanager
-def joined(timeout_s: float) -> Iterator[None]:
-    """Join the processes of a launcher while the context lasts; alone, or joined, do nothing.
-
-    CPU tensors travel by gloo, CUDA tensors by NCCL.
-
-    Args:
-        timeout_s: How long a process waits for the others in a step.
-    """
-    if together() or not launched():
-        yield
-        return
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-@contextmanager
-def peers_named(where: Callable[[], str]) -> Iterator[None]:
-    """Turn the loss of contact with another process into an error that says which, and where.
-
-    Args:
-        where: Says where this process stands, for example "step 12".
-
-    Raises:
-        PeerError: A process died, or did not answer in time.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        lost = ", ".join(map(str, _absent())) or "unknown"
-        raise PeerError(
-            f"rank {lost} died or hangs at {where()}, rank {rank()} has waited for it: see what it "
-            "said and whether its machine is well, then continue with --resume"
-        ) from error
-
-
 def gather_rows(tensor: Tensor) -> Tensor:
     """Join the rows of all processes, in the order of their ranks: (B, ...) -> (world * B, ...).
 
@@ -124,6 +72,7 @@ def average(tensors: Sequence[Tensor]) -> None:
     if world_size() == 1 or not tensors:
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
+    in_order("average", flat)
     dist.all_reduce(flat)
     pieces = torch.split(flat / world_size(), [tensor.numel() for tensor in tensors])
     for tensor, piece in zip(tensors, pieces, strict=True):
@@ -135,6 +84,7 @@ def highest(*values: float) -> list[float]:
     if world_size() == 1:
         return list(values)
     everyone = torch.tensor(values, dtype=torch.float64)
+    in_order("highest", everyone)
     dist.all_reduce(everyone, dist.ReduceOp.MAX)
     return everyone.tolist()
 
@@ -168,12 +118,14 @@ class _Gather(torch.autograd.Function):
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()  # and so are pieces like it, which NCCL asks for
         pieces = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        in_order("gather_rows", tensor)
         dist.all_gather(pieces, tensor)
         return torch.cat(pieces)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
+        in_order("gradient of gather_rows", total)
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 
@@ -184,25 +136,13 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
         total = tensor.contiguous().clone()
+        in_order("sum_over_processes", total)
         dist.all_reduce(total)
         return total
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         total = gradients[0].contiguous().clone()
+        in_order("gradient of sum_over_processes", total)
         dist.all_reduce(total)
         return total
-
-
-def _absent() -> list[int]:
-    """Return the processes that do not answer a roll call, which goes by the launcher's store."""
-    store = PrefixStore("roll-call", dist.distributed_c10d._get_default_store())
-    store.set(str(rank()), "here")
-    absent, deadline = [], time.monotonic() + ROLL_CALL_S
-    for number in range(world_size()):
-        left = timedelta(seconds=max(0.1, deadline - time.monotonic()))
-        try:
-            store.wait([str(number)], left)
-        except RuntimeError:  # of what kind depends on the store
-            absent.append(number)
-    return absent

@@ -2,8 +2,6 @@
 
 A number depends on (seed, epoch, index of the sample, view, operation, slot, element) and nothing
 else: not on the batch a sample falls into, the worker, the process, or what was drawn before.
-
-Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: Philox4x32-10.
 """
 
 from __future__ import annotations
@@ -18,51 +16,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-_WORD = 0xFFFFFFFF
-_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
-_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
-_ROUNDS = 10
-
-
-def philox(counter: Tensor, key: int) -> Tensor:
-    """Scramble counters with Philox4x32-10; a product of 32-bit words wraps in int64 as in uint64.
-
-    Args:
-        counter: (4, ...) int64, four words of 32 bits; used as memory to work in.
-        key: 64 bits; the lower word is the first.
-
-    Returns:
-        (..., 4) int64, four words of 32 bits.
-    """
-    even, odd = counter[::2], counter[1::2]
-    product = torch.empty_like(even)
-    column = (2, *[1] * (counter.dim() - 1))
-    first = torch.tensor(_MULTIPLIERS, device=counter.device).view(column)
-    multipliers = (first, first.flip(0))
-    keys = torch.tensor(_round_keys(key), device=counter.device).view(_ROUNDS, *column)
-    half, word = torch.tensor((32, _WORD), device=counter.device).unbind(0)
-    top, bottom = even.unbind(0)
-    # A round exchanges the two halves. Leaving both where they are, and exchanging the constants
-    # instead, lets one call work on both; after an even number of rounds all is in place again.
-    for number, round_key in enumerate(keys.unbind(0)):
-        torch.mul(even, multipliers[number % 2], out=product)
-        torch.bitwise_right_shift(product, half, out=even)
-        top.bitwise_xor_(odd[1])
-        bottom.bitwise_xor_(odd[0])
-        even.bitwise_xor_(round_key).bitwise_and_(word)
-        odd, product = product, odd
-    odd.bitwise_and_(word)
-    return torch.stack((top, odd[0], bottom, odd[1]), -1)
-
-
-def _round_keys(key: int) -> list[int]:
-    """Return the two key words of each round, in the order in which `philox` holds the halves."""
-    words: list[int] = []
-    for number in range(_ROUNDS):
-        first = (key + number * _KEY_STEPS[0]) & _WORD
-        second = ((key >> 32) + number * _KEY_STEPS[1]) & _WORD
-        words += (first, second) if number % 2 else (second, first)
-    return words
+from dira_core.philox import words
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,13 +106,10 @@ class Draws:
     def _words(self, slot: str, shape: Sequence[int]) -> Tensor:
         """Return (B, *shape) int64 words of 32 bits."""
         size = math.prod(shape)
-        counter = self.index.new_zeros(4, self.batch_size, -(-size // 4))
-        counter[0] = (self.index & _WORD)[:, None]
-        counter[1] = (self.index >> 32 & _WORD)[:, None]
-        counter[2] = torch.arange(counter.shape[2], device=self.device)
         name = repr((self.seed, self.epoch, self.view, self.path, slot)).encode()
         key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
-        return philox(counter, key).flatten(1)[:, :size].view(self.batch_size, *shape)
+        found = words(self.index, -(-size // 4), key)
+        return found[:, :size].view(self.batch_size, *shape)
 
     def _bound(self, value: float | Tensor) -> Tensor:
         """Return a bound as a float32 tensor, made on the device without a copy to it."""

@@ -12,7 +12,18 @@ import dira_core
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, platform, threads and device; nothing that names a person or a machine."""
+    """Return versions, platform, instructions, threads and device; nothing that names anybody."""
+    return {
+        **versions(),
+        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+    }
+
+
+def versions() -> dict[str, Any]:
+    """Return the versions of everything that computes: equal on all machines of a run."""
     plugins = importlib.metadata.entry_points(group="dira")
     return {
         "python": platform.python_version(),
@@ -20,7 +31,4 @@ def environment() -> dict[str, Any]:
         "torch": str(torch.__version__),
         **{name: importlib.metadata.version(name) for name in ("torchvision", "numpy", "pillow")},
         "plugins": {p.name: f"{p.dist.name} {p.dist.version}" for p in plugins if p.dist},
-        "platform": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
     }

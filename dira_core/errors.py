@@ -8,7 +8,8 @@
     ├── PluginError             4   a plugin is broken, or raised
     ├── DivergedError           5   the loss is not finite, or a health policy said stop
     ├── ResourceError           6   no memory or no disk space left
-    └── PeerError               7   another process of the run died or hangs
+    ├── PeerError               7   another process of the run died or hangs
+    └── DifferenceError         8   a replay of a run gave other bits
 
 A message is one line in lower case: the rule, the value got, the way out. `assert` means our own
 bug.
@@ -68,6 +69,18 @@ class PeerError(DiraError):
     """Another process of the run died, or does not answer."""
 
     exit_code = 7
+
+
+class DifferenceError(DiraError):
+    """A replay of a run gave other bits than the run."""
+
+    exit_code = 8
+
+
+def error_of(code: int, message: str) -> DiraError:
+    """Return the error that ended another process with an exit code."""
+    kinds = [kind for kind in DiraError.__subclasses__() if kind.exit_code == code]
+    return (kinds[0] if kinds else DiraError)(message)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -28,6 +28,9 @@ HELD_OUT_EPOCH = 2**31 - 1
 PROBED = 2000
 """Images a kNN probe looks at, at most."""
 
+Pause = Callable[[], None]
+"""Called between the pieces of long work, by all processes; it may raise, to end the work."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -68,13 +71,24 @@ def examine(model: Model, batch: Batch, precision: Precision) -> Sample:
 
 
 def probe(
-    backbone: Backbone, source: Source, settings: Settings, device: torch.device
+    backbone: Backbone,
+    source: Source,
+    settings: Settings,
+    device: torch.device,
+    pause: Pause = lambda: None,
 ) -> float | None:
     """Return the kNN accuracy of frozen features on the source's labels; None without labels.
 
     Half of the images (by a hash of their index) are neighbours, the other half are classified. The
     batch-norm statistics of a copy are measured on these images first: an untrained network has
     none, and a trained one has those of distorted crops.
+
+    Args:
+        backbone: Left as it is.
+        source: Its labels count from 0; others than that are unknown.
+        settings: Of the run.
+        device: Where the backbone is.
+        pause: Called before each batch; it may raise, to end the work.
     """
     if source.labels is None or not settings.log.probe:
         return None
@@ -85,8 +99,14 @@ def probe(
     size, channels = settings.views.size, settings.views.channels
     measured = copy.deepcopy(backbone)
     pieces = [chosen[i : i + 128].tolist() for i in range(0, len(chosen), 128)]
-    update_bn((whole_images(source, piece, size, channels) for piece in pieces), measured, device)
-    embedded = features(measured, source, size, channels, chosen, device)
+
+    def images() -> Iterator[Tensor]:
+        for piece in pieces:
+            pause()
+            yield whole_images(source, piece, size, channels)
+
+    update_bn(images(), measured, device)
+    embedded = features(measured, source, size, channels, chosen, device, pause)
     labels = torch.from_numpy(np.asarray(source.labels)[chosen].astype(np.int64))
     return knn_accuracy(embedded, labels, probe_split(len(chosen), settings.seed))
 
@@ -100,11 +120,13 @@ class SourceFeatures(FeaturePass):
         source: Source,
         settings: Settings,
         device: torch.device,
+        pause: Pause = lambda: None,
     ) -> None:
         self._backbone = backbone
         self._source = source
         self._settings = settings
         self._device = device
+        self._pause = pause
 
     def __call__(self) -> Tensor:
         """Return (N, channels[-1]) in float32 on the CPU; every process encodes a part."""
@@ -112,7 +134,8 @@ class SourceFeatures(FeaturePass):
         backbone = self._backbone()
         each = -(-n // processes)
         mine = [min(i, n - 1) for i in range(rank() * each, (rank() + 1) * each)]
-        found = features(backbone, self._source, views.size, views.channels, mine, self._device)
+        size, channels, device = views.size, views.channels, self._device
+        found = features(backbone, self._source, size, channels, mine, device, self._pause)
         return gather_rows(found)[:n]
 
 

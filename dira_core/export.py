@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -54,7 +55,10 @@ class Preprocessing:
         else:
             read_image = read(Path(image), self.window)
         found = replace(read_image, pixels=reduce_channels(read_image.pixels, self.channels))
-        return cut([found], centre_box(found.pixels.shape[1:])[None], self.size, self.channels)
+        box = centre_box(found.pixels.shape[1:])
+        pixels = torch.empty(1, self.channels, *[self.size] * len(box))
+        cut(found, box, pixels[0])
+        return pixels
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from dira_core.errors import DiraError, PeerError
+from dira_core.errors import DiraError, PeerError, error_of
 from dira_core.signals import WATCHED
 
 NOTES = "DIRA_NOTES"
 """Environment variable: the folder in which a worker notes how it ended, for the launcher."""
 
+LAUNCHER = "DIRA_LAUNCHER"
+"""Environment variable: the process id of the launcher."""
+
 GRACE_S = 120
-"""Seconds workers have to save and leave after a signal."""
+"""Seconds workers have to save and leave after a signal; TORCH_ELASTIC_SHUTDOWN_TIMEOUT changes
+it."""
 
 _LAST = PeerError.exit_code
 """The one exit code after which it makes sense to start again."""
@@ -37,6 +41,7 @@ class Launch:
         processes: On this machine.
         machines: That take part; each runs the same command.
         rendezvous: HOST:PORT of the first machine; None for one machine.
+        wait_s: Seconds a machine waits for the others.
         restarts: Times all processes are started again when one is lost.
         job: Name of the job; the same on every machine.
     """
@@ -44,6 +49,7 @@ class Launch:
     processes: int
     machines: int = 1
     rendezvous: str | None = None
+    wait_s: int = 600
     restarts: int = 3
     job: str = ""
 
@@ -66,9 +72,10 @@ def launch(arguments: Sequence[str], how: Launch) -> None:
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # notes say it better
+    _hush("torch.distributed")  # notes say it better
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // how.processes)))
     config = LaunchConfig(
@@ -78,10 +85,12 @@ def launch(arguments: Sequence[str], how: Launch) -> None:
         run_id=how.job or os.environ.get("SLURM_JOB_ID") or uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint=how.rendezvous or "localhost:0",
+        rdzv_configs={"join_timeout": how.wait_s, "read_timeout": min(60, how.wait_s)},
         max_restarts=how.restarts,
         signals_to_handle=",".join(["SIGHUP", *(s.name for s in WATCHED)]),
-        shutdown_timeout=GRACE_S,
+        shutdown_timeout=int(os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", GRACE_S)),
     )
+    os.environ[LAUNCHER] = str(os.getpid())
     with tempfile.TemporaryDirectory() as notes:
         os.environ[NOTES] = notes
         asked, died = 0, ""
@@ -92,6 +101,12 @@ def launch(arguments: Sequence[str], how: Launch) -> None:
         except ChildFailedError as failed:
             rank, failure = failed.get_first_failure()
             died = f"rank {rank} ended with {described(failure.exitcode)}"
+        except RendezvousError as error:
+            raise PeerError(
+                f"{how.machines} machines did not meet at {how.rendezvous} within {how.wait_s} s: "
+                "start the same command on each of them, with an address of the first one and a "
+                "port that is free there and open to the others, or wait longer with --wait"
+            ) from error
         conclude(read_notes(Path(notes)), asked, died)
 
 
@@ -113,11 +128,11 @@ def conclude(notes: Sequence[Note], asked: int, died: str) -> None:
     if first is not None and (own or died):
         if not first.message:
             sys.exit(first.code)
-        raise _error(first)
+        raise error_of(first.code, first.message)
     if died:
         raise PeerError(
-            f"{died} (-9 is mostly a lack of memory), and so again after each restart: see what it "
-            "said, then continue with --resume"
+            f"{died} (SIGKILL is mostly a lack of memory) and was not started again (--restarts): "
+            "see what it said, then continue with --resume"
         )
     if asked:
         sys.exit(128 + asked)
@@ -135,6 +150,8 @@ def attended() -> Iterator[None]:
         yield
         return
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphans
+    if os.getppid() != int(os.environ[LAUNCHER]):
+        sys.exit(1)  # it died before that
     if any(note.code not in (0, _LAST) for note in read_notes(Path(folder))):
         sys.exit(0)
     path = Path(folder) / f"{os.environ['RANK']}.json"
@@ -145,6 +162,9 @@ def attended() -> Iterator[None]:
         sys.exit(error.exit_code)
     except SystemExit as leaving:
         _write(path, leaving.code if isinstance(leaving.code, int) else 1, "")
+        raise
+    except Exception:
+        _write(path, 1, "")  # the traceback says the rest
         raise
     _write(path, 0, "")
 
@@ -163,7 +183,8 @@ def _write(path: Path, code: int, message: str) -> None:
     path.write_text(json.dumps({"code": code, "message": message, "time": time.time()}))
 
 
-def _error(note: Note) -> DiraError:
-    """Return a note as the error it was."""
-    kind = next((k for k in DiraError.__subclasses__() if k.exit_code == note.code), DiraError)
-    return kind(note.message)
+def _hush(name: str) -> None:
+    """Let nothing below a logger reach a screen."""
+    logger = logging.getLogger(name)
+    logger.handlers[:] = [logging.NullHandler()]
+    logger.propagate = False

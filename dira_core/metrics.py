@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -82,8 +82,18 @@ def features(
     channels: int,
     indices: Sequence[int],
     device: torch.device,
+    pause: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Encode whole images with the backbone in evaluation mode; its state is left untouched.
+
+    Args:
+        backbone: Encodes.
+        source: Where the images come from.
+        size: Side of the images, in px.
+        channels: Of the images.
+        indices: Of the images in their source.
+        device: Where the backbone is.
+        pause: Called before each batch; it may raise, to end the work.
 
     Returns:
         The deepest map averaged over space, (N, backbone.channels[-1]) float32 on the CPU.
@@ -95,8 +105,12 @@ def features(
             batches = [
                 indices[i : i + FEATURE_BATCH] for i in range(0, len(indices), FEATURE_BATCH)
             ]
-            images = (whole_images(source, batch, size, channels).to(device) for batch in batches)
-            return torch.cat([pool(backbone(batch)[-1]).cpu() for batch in images])
+            found = []
+            for batch in batches:
+                pause()
+                images = whole_images(source, batch, size, channels).to(device)
+                found.append(pool(backbone(images)[-1]).cpu())
+            return torch.cat(found)
     finally:
         for module, was in training.items():
             module.training = was

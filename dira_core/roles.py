@@ -6,7 +6,7 @@ Shapes are (B, C, *S) throughout: S is (H, W) or (D, H, W), and nothing here kno
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dira_core.draws import Draws
+
+Change = Callable[["np.ndarray"], "np.ndarray"]
+"""Distort one image (C, *S), float32 in [0, 1]; what it is given is its own to write into."""
 
 Pyramid = Sequence[Tensor]
 """Maps of a backbone, shallow to deep: each (B, channels[i], *ceil(S / strides[i]))."""
@@ -133,7 +136,11 @@ class FeaturePass(ABC):
 
     @abstractmethod
     def __call__(self) -> Tensor:
-        """Return the pooled features of every image, (N, channels[-1]) in float32 on the CPU."""
+        """Return the pooled features of every image, (N, channels[-1]) in float32 on the CPU.
+
+        Where a signal asks the run to save and leave, it does so from within: call this before
+        anything is changed.
+        """
 
 
 class Restorer(nn.Module, ABC):
@@ -196,6 +203,21 @@ class Distortion(nn.Module, ABC):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return distorted images; never writes into `images`."""
 
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what distorts each image by itself, where that is faster on a CPU than batches.
+
+        Same law, same decisions and, to rounding, same pixels as `forward`. An image then goes
+        through all operations while it is in the processor's cache.
+
+        Args:
+            draws: Of the images that are distorted.
+            shape: (C, *S), of each of them.
+
+        Returns:
+            One for each image, or None: only batches are distorted.
+        """
+        return None
+
     def box(self, box: Tensor, draws: Draws) -> Tensor:
         """Return where the crops lie after it, (B, len(S), 2); see `View.box`."""
         return box
@@ -214,10 +236,14 @@ class Source(ABC):
     Attributes:
         labels: One integer per image for probes, or None. Never used in pretraining.
         words: One pseudo-class per image (a visual word) that becomes `Batch.label`, or None.
+        patients: One integer per image, the same for images of one patient, or None.
+        classes: What the labels are called, by their number, or None.
     """
 
     labels: np.ndarray | None = None
     words: np.ndarray | None = None
+    patients: np.ndarray | None = None
+    classes: list[str] | None = None
 
     @abstractmethod
     def __len__(self) -> int:

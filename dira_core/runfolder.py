@@ -97,9 +97,7 @@ class RunFolder:
         from dira_core.environment import environment  # needs torch as well
 
         now, path = environment(), self.path / ENVIRONMENT
-        before = _read_object(path)
-        changed = [f"{k} {before[k]} -> {now.get(k)}" for k in before if before[k] != now.get(k)]
-        if changed:
+        if changed := changes_of(path, now):
             logger.warning(
                 "the environment is another one, results need not be the same to the bit: %s",
                 ", ".join(changed),
@@ -268,6 +266,12 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             yield _object(line, f"line {number} of {path.name}")
+
+
+def changes_of(path: Path, now: Mapping[str, Any]) -> list[str]:
+    """Return what an environment.json says otherwise than an environment: "threads 1 -> 2"."""
+    before = _read_object(path)
+    return [f"{k} {before[k]} -> {now.get(k)}" for k in before if before[k] != now.get(k)]
 
 
 def new_run_folder(root: Path, name: str | None, recipe_name: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 import signal
 import time
 import traceback
@@ -19,21 +18,18 @@ from dira_core.distributed import from_first, gathered, highest, rank, world_siz
 from dira_core.errors import CheckpointError, DataError, DiraError, DivergedError, PluginError
 from dira_core.files import write_atomic
 from dira_core.health import Health
+from dira_core.memory import peak_mib, restart_peak
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import Lines, NoLines, RunFolder
 from dira_core.saving import Saver
 from dira_core.settings import Settings
-from dira_core.signals import Stop
+from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
 
 logger = logging.getLogger("dira")
-
-
-class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error
-    """A signal asked to save and leave; everything is saved."""
 
 
 class Display(Protocol):
@@ -98,6 +94,7 @@ class Session:
 
     Attributes:
         notes: JSON values that travel with every checkpoint (what was measured before training).
+        display: Where a person watches.
         images_per_s: Source images a second since this process took its first step.
     """
 
@@ -119,7 +116,7 @@ class Session:
         self._settings = settings
         self._hook = hook
         self._trackers = list(trackers)
-        self._display = display
+        self.display = display
         self._stop = stop
         self._features = features
         self._health = Health()
@@ -133,10 +130,19 @@ class Session:
         self._since = (0, time.perf_counter(), 0.0)
 
     def epoch_started(self, trainer: Trainer) -> None:
-        """Let the Discriminator prepare its epoch."""
+        """Let the Discriminator prepare its epoch.
+
+        Raises:
+            Preempted: A signal came during its pass over the source; the run is saved.
+        """
         for player in trainer.players:
             if isinstance(player, ModelPlayer):
-                player.epoch_started(trainer.progress, self._features)
+                try:
+                    player.epoch_started(trainer.progress, self._features)
+                except Preempted:
+                    self.save(trainer)
+                    self.settle()
+                    raise
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Log, check health, save when due, leave when asked.
@@ -182,7 +188,7 @@ class Session:
             raise DivergedError(
                 f"{setback}; recovered {self._recoveries - 1} times{advice}"
             ) from setback
-        self._display.said(f"{setback}: {policy}")
+        self.display.said(f"{setback}: {policy}")
         if policy == "skip":
             trainer.step += 1
             return
@@ -251,14 +257,14 @@ class Session:
         self._speed.truncate(state["speed"])
         self.notes = state["notes"]
         if state["world_size"] != world_size():
-            self._display.said(
+            self.display.said(
                 f"saved by {state['world_size']} processes, continued by {world_size()}: the order "
                 "of images is the same, sums are rounded in another one, and batch norms that are "
                 "not synchronised see batches of another size"
             )
         self._first, self._since = None, (trainer.step, time.perf_counter(), trainer.waited)
         here = trainer.progress
-        self._display.said(
+        self.display.said(
             f"resumed from {path.name}: epoch {here.epoch + 1} of {here.epochs}, "
             f"step {here.step} of {here.total_steps}"
         )
@@ -286,7 +292,7 @@ class Session:
             with self._without(tracker):
                 tracker.log(progress.step, {**metrics, **speed})
         observe(self._hook.dira_step_ended, progress=progress, metrics=dict(metrics))
-        self._display.stepped(progress, metrics, speed)
+        self.display.stepped(progress, metrics, speed)
 
     @contextmanager
     def _without(self, tracker: Tracker) -> Iterator[None]:
@@ -295,26 +301,28 @@ class Session:
             yield
         except Exception as error:
             self._trackers.remove(tracker)
-            self._display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
+            self.display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
 
     def _pace(self, trainer: Trainer) -> dict[str, float]:
-        """Return images a second, the part of the time spent waiting for data, and peak memory."""
+        """Return images a second, the part of time spent waiting for data, and peak memory."""
         self._first = self._first or (trainer.step, time.perf_counter())
         done, passed = trainer.step - self._first[0], time.perf_counter() - self._first[1]
         self.images_per_s = done * trainer.images_per_step / passed if done else 0.0
         step, then, waited = self._since
         self._since = (trainer.step, time.perf_counter(), trainer.waited)
         spent = max(1e-9, self._since[1] - then)
+        peak = peak_mib(trainer.precision.device)
+        restart_peak(trainer.precision.device)
         return {
             "images_per_s": (trainer.step - step) * trainer.images_per_step / spent,
             "waiting": (trainer.waited - waited) / spent,
-            "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "peak_mib": peak,
         }
 
     def _check_health(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         for alarm in self._health.check(progress.step, progress.total_steps, metrics):
             self._metrics.append({"step": progress.step, "alarm": alarm.name, "since": alarm.since})
-            self._display.said(f"health: {alarm.message}")
+            self.display.said(f"health: {alarm.message}")
             if self._settings.health.policy == "stop":
                 raise DivergedError(alarm.message)
             if self._settings.health.policy == "rollback":
@@ -322,10 +330,8 @@ class Session:
 
     def _heard(self, trainer: Trainer) -> str | None:
         """Return the signal that asks all processes to stop; let them know of unreadable images."""
-        asked = self._stop.requested
-        number = signal.Signals[asked].value if asked else 0
         found = len(trainer.loader.unreadable) != self._unreadable
-        heard, news = highest(number, found)
+        heard, news = highest(number(self._stop), found)
         if news:
             for bad in gathered(list(trainer.loader.unreadable.items())):
                 trainer.loader.unreadable.update(bad)
@@ -346,3 +352,18 @@ class Session:
                 f"{self._folder.path}, repair or remove them, or allow more with "
                 "--set loader.max_unreadable"
             )
+
+
+def pause(stop: Stop) -> None:
+    """Leave long work where a signal asks any of the processes to.
+
+    Raises:
+        Preempted: It does.
+    """
+    if heard := int(highest(number(stop))[0]):
+        raise Preempted(f"{signal.Signals(heard).name}: between two steps")
+
+
+def number(stop: Stop) -> int:
+    """Return the number of the signal that asked to stop, or 0."""
+    return signal.Signals[stop.requested].value if stop.requested else 0

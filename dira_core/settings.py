@@ -116,6 +116,9 @@ class Log(Options):
 
     every: int = Field(10, ge=1, description="steps between lines of metrics.jsonl")
     probe: bool = Field(True, description="kNN probe before and after, where the source has labels")
+    profile: int = Field(
+        0, ge=0, description="steps that are profiled after a warm-up, into RUN/profile/"
+    )
     trackers: list[TrackerChoice] = Field(default=[], description="where metrics go besides")
 
 

@@ -17,6 +17,10 @@ EXIT_INTERRUPTED = {s.name: 128 + s for s in WATCHED}
 """Left without saving, by signal: 130 for SIGINT, 143 for SIGTERM."""
 
 
+class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error
+    """A signal asked to save and leave; everything is saved."""
+
+
 class Stop:
     """Remember that a signal asked to stop; while it is active no handler does more than that.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,15 @@ class Image:
         pixels: (C, *S), uint8, uint16 or float32, in the units of the file.
         window: The two pixel values that map to 0 and 1; values outside are clipped.
         spacing: Size of a pixel along each axis of S in mm, where the file says it.
+        levels: The same image at 1/2, 1/4, ... of its size, (C, *ceil(S / 2**k)) each, if crops may
+            come from there. With levels, `pixels` and they are memory-mapped: nothing is read
+            before it is cropped, and nothing is kept.
     """
 
     pixels: np.ndarray
     window: tuple[float, float]
     spacing: tuple[float, ...] | None = None
+    levels: Sequence[np.ndarray] = ()
 
 
 @dataclass(frozen=True)

@@ -8,52 +8,24 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dira_core.components import Choice, DistortionOptions
+from dira_core.buffers import Buffers
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
 from dira_core.errors import RecipeError
-from dira_core.plugins import make
-from dira_core.roles import Distortion
+from dira_core.operations import (
+    Drawn,
+    Operation,
+    Todo,
+    change_images,
+    distort_rows,
+    drawn,
+    label_of,
+    moved,
+    plan,
+)
 from dira_core.settings import Settings
 from dira_core.types import Batch, View
 from dira_core.view_options import Views
-
-
-def build_distortion(choice: Choice) -> Distortion:
-    """Build a distortion a recipe chose.
-
-    Raises:
-        RecipeError: No distortion has this name.
-        PluginError: The plugin that offers it is broken, or raised.
-    """
-    distortion: Distortion = make("distortion", choice)
-    return distortion
-
-
-def distort(distortion: Distortion, images: Tensor, draws: Draws, p: float) -> Tensor:
-    """Apply a distortion to the images that `draws` picks, each with probability p.
-
-    The picked rows are `draws.bernoulli("p", p)`; the others come back as they were.
-
-    Args:
-        images: (B, C, *S); never written into.
-    """
-    return distort_rows(distortion, images, draws, picked(draws, p))
-
-
-def picked(draws: Draws, p: float) -> Tensor:
-    """Return the rows of a batch that an operation of probability p is applied to, (N,) int64."""
-    return draws.bernoulli("p", p).nonzero().squeeze(1)
-
-
-def distort_rows(distortion: Distortion, images: Tensor, draws: Draws, rows: Tensor) -> Tensor:
-    """Apply a distortion to some rows of images (B, C, *S); the others come back as they were."""
-    if len(rows) == 0:
-        return images
-    if len(rows) == len(images):
-        distorted: Tensor = distortion(images, draws)
-        return distorted
-    return images.index_copy(0, rows, distortion(images[rows], draws.select(rows)))
 
 
 class ViewMaker:
@@ -72,6 +44,7 @@ class ViewMaker:
         self._device = device
         self._channels_last = settings.train.channels_last
         self._recipes = [Operations(settings.views.of(view), device) for view in range(n_views)]
+        self._buffers = Buffers()
 
     def __call__(self, crops: Crops, epoch: int, salt: int) -> Batch:
         """Make a batch of views; `salt` gives other ones to a run that went back."""
@@ -90,11 +63,37 @@ class ViewMaker:
         if self._channels_last:
             last = torch.channels_last if crop.dim() == 4 else torch.channels_last_3d
             crop = crop.contiguous(memory_format=last)
-        labels: list[Tensor] = []
-        crop, box = apply(recipe.geometry, crop, box, draws.child("geometry"), labels)
-        clean, _ = apply(recipe.appearance, crop, box, draws.child("appearance"), labels)
-        image, _ = apply(recipe.distort, clean, box, draws.child("distort"), labels)
-        return View(crop, clean, image, box, *labels)
+        groups = recipe.drawn(draws)
+        every = [operation for group in groups for operation in group]
+        crop, clean, image = self._distorted(groups, crop)
+        return View(crop, clean, image, moved(groups[0], box), label_of(every, len(crop)))
+
+    def _distorted(self, groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Tensor]:
+        """Return crops after geometry, after appearance and after distortions."""
+        plans = _plans(groups, crop)
+        if plans is not None:
+            results = [self._buffers.like(crop) for _ in groups]
+            change_images(crop.numpy(), plans, [result.numpy() for result in results])
+            return results
+        results = []
+        for group in groups:
+            for operation in group:
+                crop = distort_rows(operation, crop)
+            results.append(crop)
+        return results
+
+
+def _plans(groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Todo] | None:
+    """Return what each group does to each image, or None where batches are better."""
+    if crop.device.type != "cpu":
+        return None
+    plans = []
+    for group in groups:
+        todo = plan(group, crop.shape[1:])
+        if todo is None:
+            return None
+        plans.append(todo)
+    return plans
 
 
 class Operations:
@@ -116,39 +115,10 @@ class Operations:
                 "one, or give them views of their own by views.each"
             )
 
-
-class Operation:
-    """A distortion, how often it is applied, and whether it makes labels."""
-
-    def __init__(self, choice: Choice, device: torch.device) -> None:
-        assert isinstance(choice.options, DistortionOptions)
-        self.name, self.p = choice.name, choice.options.p
-        distortion = build_distortion(choice)
-        anyone = Draws(torch.zeros(1, dtype=torch.int64), seed=0)
-        self.labels = distortion.label(anyone) is not None
-        self.distortion = distortion.to(device)
-
-
-def apply(
-    operations: Sequence[Operation], images: Tensor, box: Tensor, draws: Draws, labels: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Apply distortions one after the other; append the labels one of them makes.
-
-    Args:
-        images: (B, C, *S).
-        box: Where the crops lie, (B, len(S), 2).
-
-    Returns:
-        The images, and where they lie after it.
-    """
-    for number, operation in enumerate(operations):
-        own = draws.child(str(number))
-        rows = picked(own, operation.p)
-        images = distort_rows(operation.distortion, images, own, rows)
-        chosen = own.select(rows)
-        box = box.index_copy(0, rows, operation.distortion.box(box[rows], chosen))
-        label = operation.distortion.label(chosen)
-        if label is not None:
-            none = torch.zeros(len(images), dtype=label.dtype, device=label.device)
-            labels.append(none.index_copy(0, rows, label))
-    return images, box
+    def drawn(self, draws: Draws) -> list[list[Drawn]]:
+        """Pick the images of each operation: of geometry, of appearance, of distortions."""
+        return [
+            drawn(self.geometry, draws.child("geometry")),
+            drawn(self.appearance, draws.child("appearance")),
+            drawn(self.distort, draws.child("distort")),
+        ]

@@ -47,7 +47,8 @@ def check_world_size(
         values: A recipe, nested as in its file; `train.batch_size` is that of all processes.
         parts: Builds backbone and source; at least five batches of images.
         processes: How many.
-        tolerance: Of a tensor's difference, relative to the largest norm of its kind.
+        tolerance: Of a tensor's difference, relative to the largest norm of its kind. Gradients
+            may differ a hundred times as much: rounding turns single ReLUs at their kink.
 
     Raises:
         ValueError: Something differs; the message names the first of it and how much.
@@ -111,7 +112,7 @@ def compare(expected: Tensors, found: Tensors, tolerance: float, who: str) -> No
     if differing := expected.keys() ^ found.keys():
         raise ValueError(f"{who} has other tensors than one process: {sorted(differing)}")
     for name, difference in differences(expected, found).items():
-        if not difference <= tolerance:
+        if not difference <= (100 * tolerance if name.startswith("gradient") else tolerance):
             raise ValueError(f"{name} of {who} differs by {difference:.1e} from one process")
 
 

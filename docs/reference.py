@@ -39,6 +39,7 @@ BOUNDS = {
 }
 
 ALIASES = {
+    "Change": "What is done to one image: `Callable[[np.ndarray], np.ndarray]`.",
     "DistortionChoice": "Type of an option that holds a distortion: `list[DistortionChoice]`.",
     "Pyramid": "Maps of a backbone, shallow to deep: `Sequence[Tensor]`.",
     "hookimpl": "Mark a function as the implementation of the hook of its name.",

@@ -1,4 +1,7 @@
-"""Every example runs as its first lines say, in a fresh interpreter."""
+"""Every example runs as its first lines say, in a fresh interpreter.
+
+Those in `slurm` and `kubernetes` are run by test_clusters.py.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PLUGIN = EXAMPLES / "dira-tiny-plugin"
@@ -67,6 +72,36 @@ def test_the_benchmark_against_a_peer_times_three_methods(tmp_path: Path) -> Non
     said = ran(script, "--rounds", "1", "--batch", "4", "--steps", "4", cwd=tmp_path)
     found = [line.split()[0] for line in said.splitlines() if "x dira's time" in line]
     assert found == [name for name in ("simsiam", "mocov2", "barlow") for _ in range(3)]
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """Write radiographs of noise, bacteria brighter than viruses, two of each patient."""
+    lines = ["image,patient,split,label"]
+    noise = np.random.default_rng(0)
+    for number in range(60):
+        label = ("virus", "bacteria", "normal")[number % 3]
+        split = "train" if number < 36 else "test"
+        mean = {"virus": 140, "bacteria": 180, "normal": 100}[label]
+        brightest = np.clip(noise.normal(mean, 20), 40, 250)
+        pixels = noise.integers(0, brightest, (40, 40)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{number // 2},{split},{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    return tmp_path / "labels.csv"
+
+
+def test_the_linear_probe_tells_classes_and_knows_where_a_run_started(
+    manifest: Path, tmp_path: Path
+) -> None:
+    flags = ["--data", "labels.csv", "--set", "data.split=train", "--lr", "1e-30", "--seed", "3"]
+    flags += ["--epochs", "1", "--batch-size", "12", "--size", "32", "--backbone", "resnet18"]
+    ran("-m", "dira_core", "run", *flags, "--mode", "di", "--name", "still", cwd=tmp_path)
+    script = EXAMPLES / "benchmarks/linear_probe.py"
+    asked = (manifest, "label", "bacteria", "virus", "random:3", "runs/still", "--size", "32")
+    _, before, after = (line.split() for line in ran(script, *asked, cwd=tmp_path).splitlines())
+    assert 0.8 < float(before[2]) < 1
+    assert before[2] == after[2]  # the same weights, as nothing was learned
 
 
 @pytest.fixture(scope="module")

@@ -33,14 +33,7 @@ def compare(contest: Contest, rounds: int) -> dict[str, Any]:
     errors = relative_errors(contest)
     timings = alternate(contest.arms, rounds)
     return {
-        "ms": {
-            arm: {
-                "min": 1000 * min(timing.seconds),
-                "median": 1000 * timing.median,
-                "max": 1000 * max(timing.seconds),
-            }
-            for arm, timing in timings.items()
-        },
+        "ms": {arm: timing.ms() for arm, timing in timings.items()},
         "times dira": {arm: ratio(timings, arm, "dira") for arm in timings if arm != "dira"},
         "error": errors,
     }

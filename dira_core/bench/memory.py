@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+
+import torch
+
+from dira_core.memory import peak_mib, restart_peak
 
 OWN_PAGES = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """Large tensors get pages of their own, handed back when freed: no earlier peak hides a later."""
@@ -34,22 +37,11 @@ def main(contest: str, arm: str) -> None:
 
     work = CONTESTS[contest]().arms[arm]
     work()
-    before = resident_mib()
+    cpu = torch.device("cpu")
+    restart_peak(cpu)
+    before = peak_mib(cpu)
     work()
-    sys.stdout.write(str(peak_mib() - before))
-
-
-def resident_mib() -> float:
-    """Return this process's resident memory, and let its peak start there (Linux)."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_mib()
-
-
-def peak_mib() -> float:
-    """Return the peak of this process's resident memory (Linux)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    (line,) = (line for line in lines if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024
+    sys.stdout.write(str(peak_mib(cpu) - before))
 
 
 if __name__ == "__main__":

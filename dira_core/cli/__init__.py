@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dira_core import __version__
-from dira_core.cli import bench, config, data, plugins, run, transfer, weights
+from dira_core.cli import bench, config, data, plugins, run, transfer, verify, weights
 from dira_core.components import Command
 from dira_core.errors import DiraError
 from dira_core.loading import said
@@ -36,6 +36,7 @@ def command_line() -> typer.Typer:
     )
     app.callback()(top)
     app.command("run")(run.run)
+    app.command("verify")(verify.verify)
     app.command("config")(config.config)
     app.command("transfer")(transfer.transfer)
     app.command("targets")(transfer.targets)
@@ -44,7 +45,8 @@ def command_line() -> typer.Typer:
     app.add_typer(plugins.app, name="plugins")
     app.add_typer(data.app, name="data")
     app.add_typer(bench.app, name="bench")
-    ours = {"run", "config", "transfer", "targets", "export", "import", "plugins", "data", "bench"}
+    ours = {"run", "verify", "config", "transfer", "targets", "export", "import"}
+    ours |= {"plugins", "data", "bench"}
     for command in installed().commands():
         wrong = "the engine has a verb of that name" if command.name in ours else _flaw(command)
         if wrong:

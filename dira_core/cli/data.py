@@ -1,19 +1,27 @@
-"""`dira data`: look at images before a run does."""
+"""`dira data`: look at images before a run does, and prepare them."""
 
 from __future__ import annotations
 
+import math
+import os
+import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
+    from dira_core.components import Component, Options
     from dira_core.data.audit import Audit, Spread
+    from dira_core.data.cache import CacheSource
+    from dira_core.data.cacheindex import Entry
     from dira_core.roles import Source
 
-app = typer.Typer(help="Look at images before a run does.", no_args_is_help=True)
+app = typer.Typer(help="Look at images, and prepare them.", no_args_is_help=True)
 
 MOST_LISTED = 10
 """Names shown of a kind; the JSON has them all."""
@@ -21,12 +29,15 @@ MOST_LISTED = 10
 
 @app.callback()
 def data() -> None:
-    """Look at images before a run does."""
+    """Look at images before a run does, and prepare them so that reading them costs little."""
+
+
+Read = Annotated[str, typer.Argument(help="folder, CSV manifest, or name of a source")]
 
 
 @app.command()
 def inspect(
-    path: Annotated[str, typer.Argument(help="folder, CSV manifest, or name of a source")],
+    path: Read,
     json: Annotated[bool, typer.Option("--json", help="print JSON, with every name")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="read this many, evenly spaced")] = None,
     workers: Annotated[int, typer.Option(min=0, help="processes that read files")] = 0,
@@ -35,18 +46,89 @@ def inspect(
 
     Exits with 3 if nothing can be read.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from dira_core.data.audit import audit
 
     source = _source(path)
-    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task("reading", total=min(limit or len(source), len(source)))
-        found = audit(source, limit=limit, workers=workers, tick=lambda: bar.advance(task))
+    with _progress("reading", min(limit or len(source), len(source))) as tick:
+        found = audit(source, limit=limit, workers=workers, tick=lambda: tick(1))
     typer.echo(found.to_json() if json else "\n".join(report(found)))
     if not found.readable:
         raise typer.Exit(3)
+
+
+@app.command()
+def cache(
+    path: Read,
+    out: Annotated[Path, typer.Option("--out", help="folder of the cache, made or completed")],
+    grey: Annotated[bool, typer.Option("--grey", help="make luminance of colour")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="processes that read; by default one a processor")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="then read and check all of it")] = False,
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="data.key=value, an option of the source; can be repeated"),
+    ] = None,
+) -> None:
+    """Decode every image once into a folder that runs map into memory: --data FOLDER.
+
+    Killed, it goes on where it was when the same command is given again. Images that cannot be read
+    are named and left out. 8 and 16 bits are kept as they are; other numbers are cut off at their
+    window and spread over 16 bits. Exits with 3 if nothing can be read, or something is damaged.
+    """
+    from dira_core.data.caching import build
+
+    component, options = _chosen(path, assignments or [])
+    source: Source = component.build(options)
+    made_from = {"source": component.name, **options.model_dump(mode="json", exclude={"path"})}
+    processes = len(os.sched_getaffinity(0)) if workers is None else workers
+    with _progress("decoding", len(source)) as tick:
+        built = build(source, out, made_from, grey=grey, workers=processes, tick=tick)
+    typer.echo("\n".join(_summary(built, out)))
+    if not verify:
+        return
+    with _progress("checking", len(built)) as tick:
+        damaged = [built.name(i) for i in range(len(built)) if not _checked(built, i, tick)]
+    typer.echo(f"damaged    {len(damaged)} of {len(built)} images")
+    if damaged:
+        typer.echo("\n".join(_names(damaged)))
+        raise typer.Exit(3)
+
+
+def _summary(cache: CacheSource, folder: Path) -> Iterator[str]:
+    """Yield the lines that say what a cache holds."""
+    entries, left_out = cache.index.entries, cache.index.left_out
+    raw = sum(map(_raw_bytes, map(cache.entry, range(len(cache)))))
+    size = sum(cache.header.pieces)
+    yield f"{len(cache)} images in {folder}"
+    yield f"size       {size / 2**20:.1f} MiB, {size / raw:.2f} times the images"
+    if entries["spread"].any():
+        yield f"note       {entries['spread'].sum()} x spread over 16 bits within their window"
+    reasons = Counter(reason for _, _, reason in left_out)
+    for reason, count in reasons.most_common():
+        yield f"left out   {count} x {reason}"
+        yield from _names([name for _, name, why in left_out if why == reason])
+    yield f"use it     dira run --data {shlex.quote(str(folder))}"
+
+
+def _raw_bytes(entry: Entry) -> int:
+    return math.prod(entry.shape) * entry.bytes
+
+
+def _checked(cache: CacheSource, index: int, tick: Callable[[int], None]) -> bool:
+    tick(1)
+    return cache.intact(index)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal; yield what moves it on."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda images: bar.advance(task, images)
 
 
 def report(audit: Audit) -> Iterator[str]:
@@ -101,20 +183,30 @@ def _names(names: list[str]) -> Iterator[str]:
 
 def _source(value: str) -> Source:
     """Build the source that a value of `--data` means, with its default options."""
+    component, options = _chosen(value, [])
+    source: Source = component.build(options)
+    return source
+
+
+def _chosen(value: str, assignments: Sequence[str]) -> tuple[Component, Options]:
+    """Return the source that a value of `--data` means, and its options."""
     from pydantic import ValidationError
 
     from dira_core.errors import RecipeError
-    from dira_core.layering import data_layer
+    from dira_core.layering import assignment, data_layer, merge
     from dira_core.plugins import installed
 
-    chosen = dict(data_layer(value).values["data"])
+    layers = [data_layer(value), *map(assignment, assignments)]
+    wrong = sorted({key for layer in layers for key in layer.values} - {"data"})
+    if wrong:
+        raise RecipeError(f"--set here takes data.key=value, got {wrong[0]!r}")
+    chosen = merge(layers, {"data"}).values["data"]
     component = installed().find("source", chosen.pop("name"))
     try:
-        options = component.options.model_validate(chosen)
+        return component, component.options.model_validate(chosen)
     except ValidationError as error:
-        missing = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+        wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg'].lower()}" for e in error.errors()]
         raise RecipeError(
-            f"source {component.name!r} needs more than its name ({missing}): give what it reads"
+            f"options of the source {component.name!r} do not fit ({'; '.join(wrong)}): give what "
+            f"it reads, see `dira plugins show {component.name}`"
         ) from error
-    source: Source = component.build(options)
-    return source

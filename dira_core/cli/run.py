@@ -30,6 +30,10 @@ CHANGEABLE = (
 """What `--resume` may change: it decides nothing about the weights but how sums are rounded."""
 
 
+PROFILED = 5
+"""Steps that `--profile` traces."""
+
+
 @recipe_flags
 def run(
     asked: list[Layer],
@@ -46,6 +50,14 @@ def run(
         bool,
         typer.Option("--dry-run", help="Take two steps, show the views, predict memory and time."),
     ] = False,
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Trace five steps with torch's profiler, into RUN/profile/; "
+            "--set log.profile=N traces more or fewer.",
+        ),
+    ] = False,
     nproc: Annotated[
         int | None,
         typer.Option("--nproc", min=1, help="Processes on this machine; --batch-size is of each."),
@@ -56,6 +68,9 @@ def run(
     rendezvous: Annotated[
         str | None, typer.Option("--rendezvous", help="HOST:PORT of the first machine.")
     ] = None,
+    wait: Annotated[
+        int, typer.Option("--wait", min=1, help="Seconds a machine waits for the others.")
+    ] = 600,
     restarts: Annotated[
         int, typer.Option("--restarts", min=0, help="Fresh starts after a process is lost.")
     ] = 3,
@@ -74,6 +89,8 @@ def run(
     twice leaves at once. Exit codes: 0 done, 2 usage, 3 data, 4 plugin, 5 diverged, 6 no memory or
     disk, 7 a process was lost, 75 stopped by a signal and saved.
     """
+    if profile:
+        asked = [Layer.at("--profile", ("log", "profile"), PROFILED), *asked]
     recipe = resolve(asked).recipe if resume is None else resumed(resume, asked)
     if dry_run:
         from dira_core.rehearsal import rehearse
@@ -83,13 +100,14 @@ def run(
             typer.echo(f"stage {part}" if part else "", nl=bool(part))
             show_rehearsal(rehearse(chosen, new_run_folder(out, name, f"dry-{title(chosen)}")))
         return
-    from dira_core.distributed import joined, launched
+    from dira_core.distributed import launched
+    from dira_core.peers import joined
 
     if launched():
         with attended(), joined(recipe.train.timeout_s):
             train(recipe, resume, out, name)
     elif machines > 1 or rendezvous or job or nproc not in (None, 1):
-        launch(sys.argv[1:], Launch(nproc or 1, machines, rendezvous, restarts, job or ""))
+        launch(sys.argv[1:], Launch(nproc or 1, machines, rendezvous, wait, restarts, job or ""))
     else:
         train(recipe, resume, out, name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from abc import ABC
@@ -54,7 +55,14 @@ class FileSource(Source, ABC):
         return printable(self.paths[index])
 
     def fingerprint(self) -> str:
-        """Return a digest of the paths and sizes of the files, in order; nothing is opened."""
+        """Return a digest of the paths and sizes of the files, in order; nothing is opened.
+
+        They are looked at once: a run asks at every checkpoint.
+        """
+        return self._fingerprint
+
+    @functools.cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
         for path in self.paths:
             digest.update(os.fsencode(path) + b"\0%d\0" % _size(self.root / path))

@@ -13,7 +13,7 @@ import numpy as np
 from dira_core.builtins import CsvOptions, MasksOptions
 from dira_core.data import Window
 from dira_core.data.folder import FileSource, FolderSource, printable
-from dira_core.data.manifest import Line, column_of, read_csv
+from dira_core.data.manifest import column_of, line_number, read_csv
 from dira_core.data.readers import decode
 from dira_core.errors import DataError, RecipeError, did_you_mean
 from dira_core.targets import Labels, Masks
@@ -33,13 +33,12 @@ class Table:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.header, lines = read_csv(path)
-        self.lines: list[Line] = lines
+        self.header, self.lines = read_csv(path)
 
     def column(self, name: str, key: str) -> list[str]:
         """Return the cells of a column; `key` of the target's options chose it."""
         place = column_of(self.header, name, f"target.{key}")
-        return [line[place].strip() for _, line in self.lines]
+        return [line[place].strip() for line in self.lines]
 
     def keep(self, wanted: Sequence[bool]) -> None:
         """Leave out the other lines."""
@@ -52,9 +51,9 @@ class Table:
             DataError: A line names none.
         """
         paths = self.column(name, "image")
-        for (number, _), path in zip(self.lines, paths, strict=True):
-            if not path:
-                raise DataError(f"line {number} names no image: give it a path")
+        if "" in paths:
+            number = line_number(self.path, self.lines[paths.index("")])
+            raise DataError(f"line {number} names no image: give it a path")
         return FileSource(self.path.parent, paths, window, Counter())
 
     def split(self, name: str | None) -> list[str] | None:

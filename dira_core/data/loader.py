@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from dira_core.buffers import Buffers
 from dira_core.data.crops import centre_box, crop_boxes, crop_resize, normalise, reduce_channels
+from dira_core.data.pyramid import crop_level, on_grid, place
 from dira_core.data.workers import Workers
 from dira_core.distributed import rank, world_size
 from dira_core.draws import Draws, shuffled
@@ -110,29 +112,38 @@ class Images:
             raise DataError(self._bad[index])
         if index in self._kept:
             return self._kept[index]
-        image = self._read(index)
-        pixels = reduce_channels(image.pixels, self._channels)
-        if len(pixels) not in (1, self._channels):
+        image = read_image(self._source, index)
+        colour = len(image.pixels) == 3 and self._channels == 1
+        if len(image.pixels) not in (1, self._channels) and not colour:
             raise DataError(
-                f"it has {len(pixels)} channels, the recipe asks for {self._channels}: "
+                f"it has {len(image.pixels)} channels, the recipe asks for {self._channels}: "
                 "choose others with --set views.channels"
             )
-        image = replace(image, pixels=pixels)
-        if pixels.nbytes <= self._free:
-            self._free -= pixels.nbytes
+        if image.levels:  # mapped files: nothing is read yet, and there is nothing to keep
+            return image
+        image = replace(image, pixels=reduce_channels(image.pixels, self._channels))
+        if image.pixels.nbytes <= self._free:
+            self._free -= image.pixels.nbytes
             self._kept[index] = image
         return image
 
-    def _read(self, index: int) -> Image:
-        try:
-            return self._source.read(index)
-        except DiraError:
-            raise
-        except Exception as error:
-            raise PluginError(
-                f"the source {type(self._source).__name__} raised {type(error).__name__}: {error} "
-                f"on image {index}, where only DataError is expected: report it to its authors"
-            ) from error
+
+def read_image(source: Source, index: int) -> Image:
+    """Read an image of a source.
+
+    Raises:
+        DataError: It cannot be read.
+        PluginError: The source raised something else.
+    """
+    try:
+        return source.read(index)
+    except DiraError:
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"the source {type(source).__name__} raised {type(error).__name__}: {error} "
+            f"on image {index}, where only DataError is expected: report it to its authors"
+        ) from error
 
 
 class CropDataset(Dataset[Crops]):
@@ -152,6 +163,7 @@ class CropDataset(Dataset[Crops]):
         self._seed = settings.seed
         self._views = [views.of(view) for view in range(n_views)]
         self._channels = views.channels
+        self._buffers = Buffers()
 
     def crops(self, request: Request) -> Crops:
         """Read and crop the images of a batch.
@@ -163,12 +175,16 @@ class CropDataset(Dataset[Crops]):
         index = torch.tensor([at for at, _ in read])
         images = [image for _, image in read]
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
-        boxes = self._boxes(index, [image.pixels.shape[1:] for image in images], request)
+        boxes = self.boxes(index, images, request)
+        pixels = [
+            self._buffers.empty(len(images), self._channels, *[view.size] * boxes.shape[2])
+            for view in self._views
+        ]
+        for row, image in enumerate(images):  # all views of it while it is in the cache
+            for number, view in enumerate(pixels):
+                cut(image, boxes[row, number], view[row])
         return Crops(
-            pixels=tuple(
-                cut(images, boxes[:, number], view.size, self._channels)
-                for number, view in enumerate(self._views)
-            ),
+            pixels=tuple(pixels),
             box=boxes.float(),
             index=index,
             label=None if self._words is None else self._words[index],
@@ -182,21 +198,22 @@ class CropDataset(Dataset[Crops]):
         except DiraError as error:
             return error
 
-    def _boxes(self, index: Tensor, sizes: list[tuple[int, ...]], request: Request) -> Tensor:
+    def boxes(self, index: Tensor, images: Sequence[Image], request: Request) -> Tensor:
         """Return where every view of every image lies, (B, V, D, 2) int64."""
+        sizes = [image.pixels.shape[1:] for image in images]
         axes = {len(size) for size in sizes}
         if len(axes) > 1:
             raise DataError(
                 f"images of one source have equally many axes, got {sorted(axes)}: train on 2-D "
                 "images and on volumes in runs of their own"
             )
-        shapes = torch.tensor(sizes)
+        shapes, depths = torch.tensor(sizes), torch.tensor([len(image.levels) for image in images])
         seed = salted(self._seed, request.salt)
         draws = Draws(index, seed=seed, epoch=request.epoch, path="crop")
-        boxes = [
-            crop_boxes(shapes, replace(draws, view=number), view.scale, view.ratio)
-            for number, view in enumerate(self._views)
-        ]
+        boxes = []
+        for number, view in enumerate(self._views):
+            drawn = crop_boxes(shapes, replace(draws, view=number), view.scale, view.ratio)
+            boxes.append(on_grid(drawn, shapes, view.size, depths))
         return torch.stack(boxes, dim=1)
 
 
@@ -286,12 +303,14 @@ def salted(seed: int, salt: int) -> int:
     return seed + (salt << 32)
 
 
-def cut(images: Sequence[Image], boxes: Tensor, size: int, channels: int) -> Tensor:
-    """Crop images to boxes (B, D, 2): (B, channels, *S) in [0, 1]; one channel is repeated."""
-    pixels = torch.empty(len(images), channels, *[size] * boxes.shape[1])
-    for row, (image, box) in enumerate(zip(images, boxes, strict=True)):
-        pixels[row] = normalise(crop_resize(image.pixels, box, size), image.window)
-    return pixels
+def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
+    """Write the crop of an image into `pixels`, (C, *S) in [0, 1]; one channel is repeated."""
+    size, channels = pixels.shape[-1], len(pixels)
+    if image.levels:
+        crop = reduce_channels(crop_level(image, box, size), channels)
+        place(crop, image.window, pixels)
+    else:
+        pixels[...] = normalise(crop_resize(image.pixels, box, size), image.window)
 
 
 def whole_images(source: Source, indices: Sequence[int], size: int, channels: int) -> Tensor:
@@ -302,5 +321,8 @@ def whole_images(source: Source, indices: Sequence[int], size: int, channels: in
     """
     reader = Images(source, channels)
     images = [reader.readable(int(index))[1] for index in indices]
-    boxes = torch.stack([centre_box(image.pixels.shape[1:]) for image in images])
-    return cut(images, boxes, size, channels)
+    boxes = [centre_box(image.pixels.shape[1:]) for image in images]
+    pixels = torch.empty(len(images), channels, *[size] * len(boxes[0]))
+    for image, box, place_of in zip(images, boxes, pixels, strict=True):
+        cut(image, box, place_of)
+    return pixels

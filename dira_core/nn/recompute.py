@@ -26,6 +26,8 @@ def recompute(segments: Iterable[nn.Module]) -> None:
 def _forget(forward: Callable[..., Any], contexts: Callable[[], Any], *inputs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*inputs)
+    if torch.compiler.is_compiling():  # a compiled graph writes buffers once, whatever it repeats
+        return checkpoint(forward, *inputs, use_reentrant=False)
     return checkpoint(forward, *inputs, use_reentrant=False, context_fn=contexts)
 
 
@@ -37,13 +39,13 @@ def _contexts(
 
 @contextmanager
 def _unmeasured(segment: nn.Module) -> Iterator[None]:
-    """Keep batch norms from counting a batch twice."""
+    """Keep batch norms from counting a batch twice: lend them copies of what they count in."""
     norms = [part for part in segment.modules() if isinstance(part, _BatchNorm)]
-    tracked = [norm.track_running_stats for norm in norms]
-    for norm in norms:
-        norm.track_running_stats = False
+    counted = [(norm, name, value) for norm in norms for name, value in norm.named_buffers()]
+    for norm, name, value in counted:
+        setattr(norm, name, value.clone())
     try:
         yield
     finally:
-        for norm, was in zip(norms, tracked, strict=True):
-            norm.track_running_stats = was
+        for norm, name, value in counted:
+            setattr(norm, name, value)

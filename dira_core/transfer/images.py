@@ -86,7 +86,10 @@ class Task(ABC):
 
     def cut(self, indices: np.ndarray, images: list[Image], boxes: Tensor) -> Batch:
         """Cut images and their truth to boxes (B, D, 2) and resize them."""
-        pixels = cut(images, boxes, self._prepare.size, self._prepare.channels)
+        size, channels = self._prepare.size, self._prepare.channels
+        pixels = torch.empty(len(images), channels, *[size] * boxes.shape[1])
+        for image, box, place_of in zip(images, boxes, pixels, strict=True):
+            cut(image, box, place_of)
         return Batch(pixels, *self.truth(indices, boxes))
 
     @abstractmethod

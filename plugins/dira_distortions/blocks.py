@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dira_core import Distortion, Draws
+from dira_core import Change, Distortion, Draws
 from dira_distortions import (
     BlockOptions,
     InnerCutoutOptions,
@@ -76,21 +78,57 @@ def random_blocks(
     low: Sequence[int],
     high: Sequence[int],
     options: BlockOptions,
-) -> Tensor:
-    """Return what up to `options.blocks` random blocks cover, (B, 1, *S) bool."""
+) -> tuple[Tensor, Tensor]:
+    """Return first pixel and side of up to `options.blocks` random blocks, (B, K, n) int64.
+
+    Those that a stop left out have a side of 0.
+    """
     side = block_sides(draws, low, high, options.blocks)
     first = block_places(draws, side, shape, pixels(options.margin, shape, least=0))
     stops = draws.bernoulli("stop", options.stop, (options.blocks,)).long()
     placed = stops.cumsum(1) == stops
-    return cover(first, side * placed[..., None], shape)
+    return first, side * placed[..., None]
 
 
 def blocks_by_part(
     draws: Draws, shape: Sequence[int], side: tuple[float, float], options: BlockOptions
-) -> Tensor:
-    """Return what random blocks cover whose sides lie between two parts of the crop's side."""
+) -> tuple[Tensor, Tensor]:
+    """Return random blocks whose sides lie between two parts of the crop's side."""
     low, high = (pixels(part, shape) for part in side)
     return random_blocks(draws, shape, low, high, options)
+
+
+Place = tuple[slice, ...]
+"""Where a block is in an image (C, *S)."""
+
+
+def places(first: Tensor, side: Tensor) -> list[list[Place]]:
+    """Return where the blocks of each image are; blocks with a side of 0 are nowhere."""
+    edges = torch.stack([first, first + side], -1).tolist()
+    kept = side.amin(-1).tolist()
+    return [
+        [
+            (slice(None), *(slice(*pair) for pair in block))
+            for block, k in zip(*both, strict=True)
+            if k
+        ]
+        for both in zip(edges, kept, strict=True)
+    ]
+
+
+def fill_inside(image: np.ndarray, blocks: Sequence[Place], fill: float) -> np.ndarray:
+    """Put a value into blocks of one image, in place."""
+    for block in blocks:
+        image[block] = fill
+    return image
+
+
+def fill_outside(image: np.ndarray, blocks: Sequence[Place], fill: float) -> np.ndarray:
+    """Return an image with a value everywhere but in the blocks."""
+    filled = np.full_like(image, fill)
+    for block in blocks:
+        filled[block] = image[block]
+    return filled
 
 
 class InnerCutout(Distortion):
@@ -105,8 +143,17 @@ class InnerCutout(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with `fill` in the blocks."""
-        blocks = blocks_by_part(draws, images.shape[2:], self.options.side, self.options)
-        return images.masked_fill(blocks, self.options.fill)
+        blocks = self._blocks(draws, images.shape[2:])
+        covered = cover(*blocks, images.shape[2:])
+        return images.masked_fill(covered, self.options.fill)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what fills each image."""
+        blocks = places(*self._blocks(draws, shape[1:]))
+        return [partial(fill_inside, blocks=those, fill=self.options.fill) for those in blocks]
+
+    def _blocks(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return blocks_by_part(draws, shape, self.options.side, self.options)
 
 
 class OuterCutout(Distortion):
@@ -121,8 +168,17 @@ class OuterCutout(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with `fill` outside the blocks."""
-        blocks = blocks_by_part(draws, images.shape[2:], self.options.side, self.options)
-        return images.masked_fill(~blocks, self.options.fill)
+        blocks = self._blocks(draws, images.shape[2:])
+        covered = cover(*blocks, images.shape[2:])
+        return images.masked_fill(~covered, self.options.fill)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what fills each image."""
+        blocks = places(*self._blocks(draws, shape[1:]))
+        return [partial(fill_outside, blocks=those, fill=self.options.fill) for those in blocks]
+
+    def _blocks(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        return blocks_by_part(draws, shape, self.options.side, self.options)
 
 
 class NoiseInpaint(Distortion):
@@ -139,7 +195,7 @@ class NoiseInpaint(Distortion):
         """Return (B, C, *S) with noise in the blocks."""
         shape = images.shape[2:]
         low, high = ([max(1, extent // by) for extent in shape] for by in self.options.side)
-        blocks = random_blocks(draws, shape, low, high, self.options)
+        blocks = cover(*random_blocks(draws, shape, low, high, self.options), shape)
         one = [1] * (images.dim() - 1)
         size = images.shape[1:] if self.options.fill == "noise" else one
         return torch.where(blocks, draws.uniform("noise", shape=size), images)
@@ -157,5 +213,6 @@ class NoiseOutpaint(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise outside the blocks."""
-        blocks = blocks_by_part(draws, images.shape[2:], self.options.side, self.options)
+        shape = images.shape[2:]
+        blocks = cover(*blocks_by_part(draws, shape, self.options.side, self.options), shape)
         return torch.where(blocks, images, draws.uniform("noise", shape=images.shape[1:]))

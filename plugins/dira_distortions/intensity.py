@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from dira_core import Distortion, Draws
+from dira_core import Change, Distortion, Draws, blurring, filtered
 from dira_distortions import (
     BezierOptions,
     GaussianBlurOptions,
@@ -39,9 +42,7 @@ class IntensityJitter(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) in [0, 1]."""
-        brightness = draws.uniform("brightness", 1 - self.brightness, 1 + self.brightness)
-        contrast = draws.uniform("contrast", 1 - self.contrast, 1 + self.contrast)
-        brightness_first = draws.bernoulli("brightness first", 0.5)
+        brightness, contrast, brightness_first = self._factors(draws)
         # A factor of 1 changes nothing, so three steps serve both orders without a second batch.
         before = by_image(brightness.where(brightness_first, 1.0), images)
         after = by_image(brightness.where(~brightness_first, 1.0), images)
@@ -52,12 +53,40 @@ class IntensityJitter(Distortion):
             images.mul_(contrast).add_((1 - contrast) * mean).clamp_(0, 1).mul_(after).clamp_(0, 1)
         )
 
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what changes each image in place."""
+        factors = (each.tolist() for each in self._factors(draws))
+        return [
+            partial(jitter, brightness=b, contrast=c, brightness_first=first)
+            for b, c, first in zip(*factors, strict=True)
+        ]
+
+    def _factors(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+        """Return brightness and contrast of each image, and whether brightness comes first."""
+        brightness = draws.uniform("brightness", 1 - self.brightness, 1 + self.brightness)
+        contrast = draws.uniform("contrast", 1 - self.contrast, 1 + self.contrast)
+        return brightness, contrast, draws.bernoulli("brightness first", 0.5)
+
+
+def jitter(
+    image: np.ndarray, brightness: float, contrast: float, brightness_first: bool
+) -> np.ndarray:
+    """Change brightness and contrast of one image (C, *S), in place."""
+    pixels = torch.from_numpy(image)
+    if brightness_first:
+        pixels.mul_(brightness).clamp_(0, 1)
+    middle = (1 - contrast) * pixels.mean()
+    torch.add(middle, pixels, alpha=contrast, out=pixels).clamp_(0, 1)
+    if not brightness_first:
+        pixels.mul_(brightness).clamp_(0, 1)
+    return image
+
 
 class GaussianBlur(Distortion):
     """Blur with a Gaussian of its own for every image; sigma is relative to each axis.
 
-    The kernel reaches three times the largest sigma the options allow, whatever the image's sigma.
-    The border is mirrored without repeating the edge pixel, so no black comes in.
+    The kernel reaches three sigmas, rounded up to pixels. The border is mirrored without repeating
+    the edge pixel, so no black comes in.
     """
 
     def __init__(self, options: GaussianBlurOptions) -> None:
@@ -67,18 +96,39 @@ class GaussianBlur(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S), blurred."""
-        part = draws.uniform("sigma", self.low, self.high)
-        shape = images.shape[2:]
-        for axis, extent in enumerate(shape, start=2):
-            radius = min(math.ceil(3 * self.high * extent), extent - 1)
-            images = blur_along(images, axis, gaussian(part * extent, radius))
+        for axis, half in enumerate(self._kernels(draws, images.shape[2:]), start=2):
+            images = blur_along(images, axis, half)
         return images
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what blurs each image, with no more of a kernel than it needs."""
+        kernels = [half.tolist() for half in self._kernels(draws, shape[1:])]
+        return [
+            partial(blur, halves=[tuple(filter(None, half)) for half in halves])
+            for halves in zip(*kernels, strict=True)
+        ]
+
+    def _kernels(self, draws: Draws, shape: Sequence[int]) -> list[Tensor]:
+        """Return the right half of each image's kernel along each axis, (B, r + 1)."""
+        part = draws.uniform("sigma", self.low, self.high)
+        reach = [min(math.ceil(3 * self.high * extent), extent - 1) for extent in shape]
+        return [gaussian(part * n, radius) for n, radius in zip(shape, reach, strict=True)]
+
+
+def blur(image: np.ndarray, halves: Sequence[tuple[float, ...]]) -> np.ndarray:
+    """Filter one image (C, *S) along each axis with a symmetric kernel."""
+    taps = [blurring(n, half) for n, half in zip(image.shape[1:], halves, strict=True)]
+    return filtered(image, taps)
 
 
 def gaussian(sigma: Tensor, radius: int) -> Tensor:
-    """Return the right halves of Gaussian kernels that sum to 1: sigma (B,) -> (B, radius + 1)."""
+    """Return the right halves of Gaussian kernels that sum to 1: sigma (B,) -> (B, radius + 1).
+
+    They end, with zeros, where three sigmas do.
+    """
     offset = torch.arange(radius + 1, device=sigma.device)
     half = (-0.5 * (offset / sigma[:, None]) ** 2).exp()
+    half = half.masked_fill(offset >= 3 * sigma[:, None] + 1, 0.0)
     return half / (2 * half.sum(1, keepdim=True) - half[:, :1])
 
 

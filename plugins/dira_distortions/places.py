@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dira_core import Distortion, Draws
+from dira_core import Change, Distortion, Draws
 from dira_distortions import PatchSwapOptions, PixelShuffleOptions
-from dira_distortions.blocks import block_places, block_sides, pixels
+from dira_distortions.blocks import Place, block_places, block_sides, pixels, places
 
 TRIES = 8
 """Places tried for the second block of a swap; two small blocks overlap once in 70 tries."""
@@ -73,14 +75,8 @@ class PatchSwap(Distortion):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with blocks swapped."""
         shape = images.shape[2:]
-        low, high = (pixels(part, shape) for part in self.options.side)
-        margin = pixels(self.options.margin, shape, least=0)
-        side = block_sides(draws, low, high, self.options.swaps)
-        here = block_places(draws, side, shape, margin, "here")
-        if self.options.disjoint:
-            there = places_apart(draws, here, side, shape, margin)
-        else:
-            there = block_places(draws, side, shape, margin, "there")
+        high = pixels(self.options.side[1], shape)
+        side, here, there = self._swaps(draws, shape)
         pairs = [block_pixels(first, side, shape, math.prod(high)) for first in (here, there)]
         swapped = images.flatten(2).clone()
         source = swapped if self.options.disjoint else images.flatten(2)
@@ -89,6 +85,36 @@ class PatchSwap(Distortion):
             from_one, from_two = source.gather(2, one), source.gather(2, two)
             swapped.scatter_(2, one, from_two).scatter_(2, two, from_one)
         return swapped.view(images.shape)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what swaps the blocks of each image."""
+        side, here, there = self._swaps(draws, shape[1:])
+        swaps = zip(places(here, side), places(there, side), strict=True)
+        return [
+            partial(swapped, one=one, two=two, at_once=not self.options.disjoint)
+            for one, two in swaps
+        ]
+
+    def _swaps(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return side, first and second place of the blocks of each swap, (B, swaps, n) int64."""
+        low, high = (pixels(part, shape) for part in self.options.side)
+        margin = pixels(self.options.margin, shape, least=0)
+        side = block_sides(draws, low, high, self.options.swaps)
+        here = block_places(draws, side, shape, margin, "here")
+        if self.options.disjoint:
+            return side, here, places_apart(draws, here, side, shape, margin)
+        return side, here, block_places(draws, side, shape, margin, "there")
+
+
+def swapped(
+    image: np.ndarray, one: Sequence[Place], two: Sequence[Place], at_once: bool
+) -> np.ndarray:
+    """Swap pairs of blocks of one image; at once: all read what was there before the first swap."""
+    source = image.copy() if at_once else image
+    for here, there in zip(one, two, strict=True):
+        first, second = source[here].copy(), source[there].copy()
+        image[here], image[there] = second, first
+    return image
 
 
 class PixelShuffle(Distortion):

@@ -15,12 +15,13 @@ DIRA_API = 1
 
 FLIP = {"name": "flip", "axis": -1, "p": 0.5}  # public code; the paper names it without p
 
-APPEARANCE = [
-    # public code: colour jitter with p 0.8; on grey images only these two parts of it act
-    {"name": "intensity-jitter", "brightness": 0.4, "contrast": 0.4, "p": 0.8},
-    # public code: sigma 0.1 to 2 px on crops of 224 px
-    {"name": "gaussian-blur", "low": 0.1 / 224, "high": 2.0 / 224, "p": 0.5},
-]
+# public code: colour jitter with p 0.8; on grey images only these two parts of it act
+JITTER = {"name": "intensity-jitter", "brightness": 0.4, "contrast": 0.4, "p": 0.8}
+
+# public code: sigma 0.1 to 2 px on crops of 224 px
+BLUR = {"name": "gaussian-blur", "low": 0.1 / 224, "high": 2.0 / 224, "p": 0.5}
+
+APPEARANCE = [JITTER, BLUR]
 
 TRIO = {
     "backbone": "resnet50",  # paper
@@ -47,8 +48,8 @@ def distort(*, disjoint: bool) -> list[Mapping[str, Any]]:
     return [{"name": "one-of", "of": of, "weights": [0.30, 0.05, 0.30]}]
 
 
-SIMSIAM = {"discriminator": "simsiam"}  # the optimizers are those of the methods' own code
-BARLOW = {"discriminator": "barlow"}
+SIMSIAM = {"discriminator": "simsiam"}
+BARLOW = {"discriminator": "barlow"}  # the optimizer is that of its own code
 MOCO = {"discriminator": "mocov2"}
 
 MOCO_PAPER = {
@@ -77,7 +78,11 @@ MOCO_RELEASED = {
     },
 }
 
-SIMSIAM_RELEASED = {**SIMSIAM, "optimizer": {"schedule": "epoch-cosine"}}  # SimSiam's code
+SIMSIAM_PAPER = {**SIMSIAM, "optimizer": {"lr_batch": 256, "warmup_epochs": 0.0}}  # its paper
+SIMSIAM_RELEASED = {
+    **SIMSIAM,
+    "optimizer": {"lr_batch": 256, "warmup_epochs": 0.0, "schedule": "epoch-cosine"},  # its code
+}
 
 
 def views(size: int, *, aligned: bool, disjoint: bool) -> Mapping[str, Any]:
@@ -102,15 +107,19 @@ def views(size: int, *, aligned: bool, disjoint: bool) -> Mapping[str, Any]:
 
 def unlike_views() -> list[Mapping[str, Any]]:
     """Return the two views of Barlow Twins, which differ in blur and solarization (its code)."""
-    jitter, blur = APPEARANCE
-    first = [jitter, {**blur, "p": 1.0}, FLIP]
-    second = [jitter, {**blur, "p": 0.1}, {"name": "solarize", "p": 0.2}, FLIP]
+    first = [JITTER, {**BLUR, "p": 1.0}, FLIP]
+    second = [JITTER, {**BLUR, "p": 0.1}, {"name": "solarize", "p": 0.2}, FLIP]
     return [{"appearance": first}, {"appearance": second}]
 
 
 FIXED = {
     **TRIO,  # the optimizers are those of the discriminator's and the adversary's papers
-    "views": views(224, aligned=True, disjoint=True),  # ours: flip and swap mended
+    "views": {
+        **views(224, aligned=True, disjoint=True),  # ours: flip and swap mended
+        "scale": [0.5, 1.0],  # ours: smaller pieces of two lungs have little in common
+        # ours: radiographs are so alike that stronger jitter is what differs most between views
+        "appearance": [{**JITTER, "brightness": 0.1, "contrast": 0.1}, BLUR],
+    },
     "train": {"batch_size": 64},  # ours: fits one GPU; the rate scales with it
 }
 
@@ -211,7 +220,7 @@ TINY = {
 METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "mocov2": {"fixed": MOCO, "paper": MOCO_PAPER, "released": MOCO_RELEASED},
     "barlow": {"fixed": BARLOW, "paper": BARLOW_PAPER, "released": BARLOW},
-    "simsiam": {"fixed": SIMSIAM, "paper": SIMSIAM, "released": SIMSIAM_RELEASED},
+    "simsiam": {"fixed": SIMSIAM, "paper": SIMSIAM_PAPER, "released": SIMSIAM_RELEASED},
 }
 """What the presets say of the three Discriminators of the paper."""
 

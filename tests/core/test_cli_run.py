@@ -59,6 +59,32 @@ def test_without_a_terminal_progress_is_plain_lines(dira: Dira) -> None:
     assert "\x1b" not in err
 
 
+def test_the_first_lines_say_how_the_run_computes(dira: Dira) -> None:
+    _, _, err = dira("run", *SMALL, "--precision", "auto")
+    said = "fp32 (auto), channels last, on cpu, one process of 1 thread"  # 16 px are few for bf16
+    assert err.splitlines()[1] == said
+
+
+def test_a_profile_shows_some_steps_and_changes_no_bit(dira: Dira) -> None:
+    assert dira("run", *SMALL, "--name", "plain")[0] == 0
+    code, _, err = dira("run", *SMALL, "--name", "run", "--profile", "--set", "log.profile=2")
+    assert code == 0, err
+    folder = Path("runs/run/profile")
+    assert f"profile of 2 steps: {folder}/rank-0.json" in err
+    events = json.loads((folder / "rank-0.json").read_text())["traceEvents"]
+    calls = [event["name"] for event in events if event.get("ph") == "X"]
+    assert [calls.count(f"Optimizer.step#{rule}.step") for rule in ("SGD", "Adam")] == [2, 2]
+    table = (folder / "rank-0.txt").read_text()
+    assert "aten::" in table
+    assert len([line for line in table.splitlines() if "%" in line]) <= 21
+    assert outcome(Path("runs/run")) == outcome(Path("runs/plain"))
+
+
+def test_a_run_too_short_to_be_profiled_says_so(dira: Dira) -> None:
+    _, _, err = dira("run", *SMALL, "--epochs", "1", "--batch-size", "8", "--profile")
+    assert "nothing is profiled" in err
+
+
 def test_the_recipe_in_a_run_folder_repeats_the_run(dira: Dira) -> None:
     assert dira("run", *SMALL, "--name", "first")[0] == 0
     code, _, err = dira("run", "--recipe", "runs/first/recipe.toml", "--name", "again")

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 from world import WORLD, together
 
 from dira_core import gather_rows
+from dira_core.distributed import (
+    LAUNCHED,
+    average,
+    barrier,
+    from_first,
+    gathered,
+    highest,
+    launched,
+    rank,
+    sum_over_processes,
+    world_size,
+)
+from dira_core.errors import PeerError
+from dira_core.peers import joined, peers_named
 
 
 def rows(*shape: int) -> Tensor:
@@ -66,3 +82,100 @@ def test_gradients_shared_with_another_tensor_are_not_written_to(tmp_path: Path)
     for found, own in zip(together(tmp_path, work), rows(6, 2).chunk(WORLD), strict=True):
         assert torch.equal(found["a"], WORLD * own)
         assert torch.equal(found["b"], WORLD * own)
+
+
+def test_alone_everything_is_what_this_process_says() -> None:
+    given = rows(3)
+    before = given.clone()
+    assert sum_over_processes(given) is given
+    average([given])
+    assert torch.equal(given, before)
+    barrier()
+    assert (rank(), world_size()) == (0, 1)
+    assert highest(2, -1.5) == [2, -1.5]
+    assert gathered({"a": [1]}) == [{"a": [1]}]
+    assert from_first("x") == "x"
+
+
+def test_sums_over_processes_and_their_gradients_are_those_of_one(tmp_path: Path) -> None:
+    whole = rows(6, 4)
+
+    def loss(z: Tensor, shared: bool) -> Tensor:
+        total = z.sum(0)
+        return (sum_over_processes(total) if shared else total).square().sum()
+
+    def work(rank: int) -> dict[str, Tensor]:
+        z = whole.chunk(WORLD)[rank].clone().requires_grad_()
+        value = loss(z, shared=True)
+        (gradient,) = torch.autograd.grad(value, [z])
+        return {"loss": value, "gradient": gradient / WORLD}
+
+    z = whole.clone().requires_grad_()
+    expected = loss(z, shared=False)
+    (gradient,) = torch.autograd.grad(expected, [z])
+    found = together(tmp_path, work)
+    for each, own in zip(found, gradient.chunk(WORLD), strict=True):
+        torch.testing.assert_close(each["loss"], expected)
+        torch.testing.assert_close(each["gradient"], own)
+
+
+def test_tensors_of_any_shape_are_averaged_in_place(tmp_path: Path) -> None:
+    def work(rank: int) -> dict[str, Tensor]:
+        a, b, c = (rank + 1) * rows(2, 3), rank * rows(5), rows()
+        average([a.T, b, c])
+        average([])
+        return {"a": a, "b": b, "c": c}
+
+    for found in together(tmp_path, work):
+        expected = {"a": 1.5 * rows(2, 3), "b": 0.5 * rows(5), "c": rows()}
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_highest_of_each_value_is_known_to_all(tmp_path: Path) -> None:
+    def work(rank: int) -> dict[str, Tensor]:
+        return {"highest": torch.tensor(highest(rank, -rank, False), dtype=torch.float64)}
+
+    for found in together(tmp_path, work):
+        assert found["highest"].tolist() == [1, 0, 0]
+
+
+def test_json_of_any_length_is_gathered_in_the_order_of_the_ranks(tmp_path: Path) -> None:
+    def work(rank: int) -> dict[str, Tensor]:
+        everyone = gathered([None, "ü" * 300, {"a": 0.1}] if rank else [])
+        assert everyone == [[], [None, "ü" * 300, {"a": 0.1}]]
+        assert from_first(f"from {rank}") == "from 0"
+        return {}
+
+    together(tmp_path, work)
+
+
+def test_a_process_that_died_is_named_and_where_it_was_missed(tmp_path: Path) -> None:
+    def work(number: int) -> dict[str, Tensor]:
+        barrier()
+        if number == 1:
+            os._exit(0)
+        with pytest.raises(PeerError) as lost, peers_named(lambda: "step 7"):
+            barrier()
+        assert str(lost.value).startswith("rank 1 died or hangs at step 7, rank 0 has waited")
+        (tmp_path / "named").touch()
+        os._exit(0)
+
+    with pytest.raises(FileNotFoundError):  # both leave without a result
+        together(tmp_path, work)
+    assert (tmp_path / "named").exists()
+
+
+def test_other_errors_are_not_blamed_on_peers() -> None:
+    with pytest.raises(RuntimeError, match="own"), peers_named(lambda: "step 7"):
+        raise RuntimeError("own")
+
+
+def test_a_process_that_nobody_launched_joins_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in LAUNCHED:
+        monkeypatch.delenv(name, raising=False)
+    assert not launched()
+    with joined(1):
+        assert world_size() == 1
+    for name in LAUNCHED:
+        monkeypatch.setenv(name, "0")
+    assert launched()

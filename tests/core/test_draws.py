@@ -9,7 +9,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from dira_core.draws import Draws, philox, shuffled
+from dira_core.draws import Draws, shuffled
+from dira_core.philox import philox, words
 
 N = 4096
 ALPHA = 1e-4
@@ -65,6 +66,17 @@ def test_philox_equals_plain_integers_on_random_counters() -> None:
     key = 0xFEDCBA9876543210
     expected = [[plain_philox(counters[:, i, j].tolist(), key) for j in range(7)] for i in range(5)]
     assert torch.equal(philox(counters.clone(), key), torch.tensor(expected))
+
+
+@pytest.mark.parametrize(("samples", "blocks"), [(1, 1), (5, 3), (3000, 7), (2, 20_000), (4, 0)])
+def test_the_words_of_samples_are_those_of_their_counters(samples: int, blocks: int) -> None:
+    index, key = torch.arange(samples) * 7 + 2**33 - 9, 0xFEDCBA9876543210
+    counters = torch.zeros(4, samples, blocks, dtype=torch.int64)
+    counters[0], counters[1] = (index % 2**32)[:, None], (index // 2**32)[:, None]
+    counters[2] = torch.arange(blocks)
+    found = words(index, blocks, key)
+    assert torch.equal(found, philox(counters, key).flatten(1))
+    assert found.dtype == torch.int64
 
 
 def test_uniform_fills_the_unit_interval_evenly() -> None:

@@ -28,6 +28,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "one-of": {"of": ["inner-cutout", "patch-swap"], "weights": [0.5, 0.2]},
     "folder": {"path": "somewhere"},
     "manifest": {"path": "somewhere.csv"},
+    "cache": {"path": "somewhere"},
 }
 
 ZOO = """

@@ -17,10 +17,11 @@ from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops, Loader
 from dira_core.draws import Draws
 from dira_core.errors import PluginError, RecipeError
+from dira_core.operations import build_distortion, distort
 from dira_core.settings import Settings
 from dira_core.testing import TinySource, choice
 from dira_core.types import Batch, View
-from dira_core.views import ViewMaker, build_distortion, distort
+from dira_core.views import ViewMaker
 
 CPU = torch.device("cpu")
 

@@ -126,6 +126,53 @@ def test_small_crops_are_distorted_too(name: str, side: int) -> None:
     assert make(name)(noise(6, 1, side, side), draws(6)).isfinite().all()
 
 
+ALONE = {
+    "flip",
+    "intensity-jitter",
+    "gaussian-blur",
+    "inner-cutout",
+    "outer-cutout",
+    "patch-swap",
+    "one-of",
+}
+"""Distortions that can be applied to an image by itself."""
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("flip", {"axis": -2}),
+    ("intensity-jitter", {"brightness": 0.1, "contrast": 0.9}),
+    ("gaussian-blur", {"low": 0.001, "high": 0.1}),
+    ("inner-cutout", {"fill": 0.3}),
+    ("outer-cutout", {"side": (0.3, 0.5), "fill": 0.2}),
+    ("patch-swap", {"side": (0.2, 0.4)}),
+    ("patch-swap", {"side": (0.2, 0.4), "disjoint": False}),
+    ("one-of", {"of": [{"name": "flip", "p": 0.5}, "inner-cutout"], "weights": [0.6, 0.3]}),
+]
+
+
+@pytest.mark.parametrize("shape", [FLAT, (9, 3, 24, 24), DEEP], ids=["2-D", "colour", "3-D"])
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in sorted(ALONE - {"one-of"})), *VARIANTS]
+)
+def test_images_distorted_one_by_one_are_those_of_the_batch(
+    name: str, options: dict[str, Any], shape: tuple[int, ...]
+) -> None:
+    distortion, images, batch = make(name, **options), noise(*shape), draws(shape[0])
+    changes = distortion.by_image(batch, shape[1:])
+    assert changes is not None
+    together = distortion(images, batch)
+    for change, image, expected in zip(changes, images.numpy(), together, strict=True):
+        changed = torch.from_numpy(np.ascontiguousarray(change(image.copy())))
+        torch.testing.assert_close(changed, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_which_distortions_work_on_an_image_by_itself(name: str) -> None:
+    changes = make(name).by_image(draws(3), (1, 16, 16))
+    assert (changes is not None) == (name in ALONE - {"one-of"})
+    if name == "one-of":
+        assert make(name, of=["flip"], weights=[0.5]).by_image(draws(3), (1, 16, 16)) is not None
+
+
 OPTIONS = [
     ("flip", {"axis": -2}),
     ("intensity-jitter", {"brightness": 0.1}),
@@ -237,12 +284,11 @@ def test_blur_is_that_of_scipy(shape: tuple[int, ...]) -> None:
     parts = batch.uniform("sigma", low, high).tolist()
     blurred = make("gaussian-blur", low=low, high=high)(images, batch)
     extents = shape[2:]
-    radius = [math.ceil(3 * high * extent) for extent in extents]
     for i, channel in itertools.product(range(shape[0]), range(shape[1])):
         expected = scipy.ndimage.gaussian_filter(
             images[i, channel].double().numpy(),
             sigma=[parts[i] * extent for extent in extents],
-            radius=radius,
+            radius=[math.ceil(3 * parts[i] * extent) for extent in extents],
             mode="mirror",
         )
         np.testing.assert_allclose(blurred[i, channel].numpy(), expected, rtol=0, atol=2e-6)

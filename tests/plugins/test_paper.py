@@ -13,9 +13,11 @@ import dira_simsiam
 from dira_core.components import Choice
 from dira_core.draws import Draws
 from dira_core.layering import gather
+from dira_core.operations import build_distortion
+from dira_core.optim import base_lr, lr_factor
 from dira_core.recipe import Recipe
 from dira_core.resolving import Resolved, resolve
-from dira_core.views import build_distortion
+from dira_core.types import Progress
 from dira_paper import dira_presets
 
 PRESETS = {preset.name: preset.recipe for preset in dira_presets()}
@@ -109,6 +111,15 @@ def test_one_crop_in_three_is_not_distorted(name: str) -> None:
     assert options["of"][2]["disjoint"] is not name.startswith("released")
 
 
+@pytest.mark.parametrize("name", [name for name in TRIOS if name != "tiny"])
+def test_crops_and_jitter_are_those_of_the_public_code_or_milder(name: str) -> None:
+    mended = name.startswith(("fixed", "stepwise"))
+    views = recipe(name).views
+    jitter = views.appearance[0].options.model_dump()
+    assert views.scale == ((0.5, 1.0) if mended else (0.2, 1.0))
+    assert jitter["brightness"] == jitter["contrast"] == (0.1 if mended else 0.4)
+
+
 def names_of(dumped: list[dict[str, Any]]) -> list[str]:
     return [each["name"] for each in dumped]
 
@@ -130,10 +141,20 @@ def test_the_critic_is_trained_as_the_paper_says(name: str) -> None:
 
 @pytest.mark.parametrize("base", ["paper", "fixed"])
 @pytest.mark.parametrize("plugin", [dira_moco, dira_barlow, dira_simsiam])
-def test_the_optimizer_is_that_of_the_methods_own_paper(base: str, plugin: Any) -> None:
+def test_the_optimizer_is_the_one_the_method_brings_along(base: str, plugin: Any) -> None:
     [own] = plugin.dira_discriminators()
     got = recipe(f"{base}/{own.name}").optimizer.model_dump()
-    assert {key: got[key] for key in own.defaults["optimizer"]} == own.defaults["optimizer"]
+    expected = dict(own.defaults["optimizer"])
+    if (base, own.name) == ("paper", "simsiam"):
+        expected |= {"lr_batch": 256, "warmup_epochs": 0.0}
+    assert {key: got[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("base", ["paper", "released"])
+def test_simsiam_as_written_has_the_rate_of_its_paper_from_the_first_step(base: str) -> None:
+    optimizer = recipe(f"{base}/simsiam").optimizer
+    assert base_lr(optimizer, 256) == 0.05
+    assert lr_factor(Progress(step=0, total_steps=100, epoch=0, epochs=10), optimizer) == 1.0
 
 
 def test_only_the_published_method_has_the_rate_of_the_public_code_at_any_batch() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import dira_simsiam
 from dira_core import Backbone, Batch, Discriminator, Encodings
 from dira_core.nn.resnet import ResNet
+from dira_core.optim import base_lr
 from dira_core.optimizer_options import Optimizer
 from dira_simsiam import SimSiamOptions
 
@@ -112,9 +113,9 @@ def test_every_parameter_is_in_one_group_and_only_the_predictor_keeps_a_constant
     assert [id(p) for g in constant for p in g["params"]] == [id(p) for p in predictor]
 
 
-def test_the_default_optimizer_is_the_papers() -> None:
+def test_the_default_optimizer_is_the_papers_at_four_times_its_rate_after_a_warmup() -> None:
     (component,) = dira_simsiam.dira_discriminators()
     optimizer = Optimizer(**component.defaults["optimizer"])
-    assert (optimizer.name, optimizer.lr, optimizer.lr_batch) == ("sgd", 0.05, 256)
-    assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 1e-4)
-    assert (optimizer.schedule, optimizer.warmup_epochs) == ("cosine", 0)
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 1e-4)
+    assert base_lr(optimizer, 256) == 4 * 0.05
+    assert (optimizer.schedule, optimizer.warmup_epochs) == ("cosine", 1)

@@ -61,7 +61,8 @@ def test_the_command_lists_every_target_with_its_options(dira: Dira) -> None:
 
 
 def test_an_error_of_the_command_is_one_line(dira: Dira) -> None:
-    code, out, err = dira("transfer", "random", "--target", "csv", "--data", "gone.csv", "--backbone", "resnet18")
+    given = ["--target", "csv", "--data", "gone.csv", "--backbone", "resnet18"]
+    code, out, err = dira("transfer", "random", *given)
     assert code == 3
     assert out == ""
     assert err == "error: manifest 'gone.csv': no such file or directory\n"

@@ -1,0 +1,211 @@
+"""Decode a source once, into a folder that `CacheSource` maps into memory.
+
+The pieces of the cache come first, index and header last; a build that was killed goes on after the
+pieces that are whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dira_core.builtins import CACHE, CacheOptions
+from dira_core.data import cacheindex
+from dira_core.data.cache import CacheSource
+from dira_core.data.cacheindex import Index, piece_name, values
+from dira_core.data.loader import read_image
+from dira_core.data.manifest import ManifestSource
+from dira_core.data.pieces import PIECE, Pieces, part_of, positions, read_piece, stored, writing
+from dira_core.data.workers import Workers
+from dira_core.errors import DataError, ResourceError, RunFolderError
+from dira_core.files import TEMPORARY, write_atomic
+from dira_core.lock import Lock
+
+if TYPE_CHECKING:
+    from dira_core.roles import Source
+
+PLAN = "building.json"
+"""What a cache that is not complete yet is made from."""
+
+LOCK = "cache.lock"
+
+SAMPLE = 16
+"""Images read beforehand, to know how much space all of them will take."""
+
+HANGS = 3600.0
+"""Seconds after which a piece is said to hang."""
+
+
+def build(
+    source: Source,
+    folder: Path,
+    made_from: Mapping[str, Any],
+    *,
+    grey: bool = False,
+    workers: int = 0,
+    tick: Callable[[int], object] = lambda images: None,
+) -> CacheSource:
+    """Write a cache of a source, or what is still missing of it.
+
+    Args:
+        source: Where images come from.
+        folder: Of the cache; made when it is not there.
+        made_from: What the pixels depend on, as JSON: another one than that of a cache or a piece
+            in the folder is refused.
+        grey: Whether colour becomes luminance.
+        workers: Processes that read; 0 reads here.
+        tick: Called with a number of images that are done.
+
+    Raises:
+        RunFolderError: The folder is in use, or holds something else.
+        DataError: No image can be read, or a worker died.
+        ResourceError: There is not enough space.
+    """
+    given = {"fingerprint": source.fingerprint(), "images": len(source), "grey": grey}
+    wanted = json.loads(json.dumps({**made_from, **given, "piece": PIECE}))
+    with _owned(folder):
+        if not _begun(folder, wanted):
+            _decode(source, folder, grey, workers, tick)
+            _complete(source, folder, wanted)
+        return CacheSource(CacheOptions(path=folder))
+
+
+@contextmanager
+def _owned(folder: Path) -> Iterator[None]:
+    """Lock a folder, make it if need be, and sweep away what a killed process left half done."""
+    lock = Lock(folder / LOCK)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    try:
+        for path in folder.iterdir():
+            if TEMPORARY.fullmatch(path.name):
+                path.unlink()
+        yield
+    finally:
+        lock.release()
+
+
+def _begun(folder: Path, wanted: Mapping[str, Any]) -> bool:
+    """Say whether a folder holds the whole cache that is wanted, or none; write the plan of it.
+
+    Raises:
+        RunFolderError: It holds something else.
+    """
+    complete, plan = (folder / CACHE).is_file(), folder / PLAN
+    if complete or plan.is_file():
+        held = cacheindex.read_header(folder).made_from if complete else _plan(plan)
+        differing = sorted(k for k in wanted.keys() | held.keys() if wanted.get(k) != held.get(k))
+        if differing:
+            said = ", ".join(f"{k} is {held.get(k)}, not {wanted.get(k)}" for k in differing)
+            raise RunFolderError(
+                f"{folder} holds a cache of other images or settings ({said}): use another --out, "
+                "or remove it"
+            )
+        return complete
+    if {path.name for path in folder.iterdir()} - {LOCK}:
+        raise RunFolderError(f"{folder} holds something else than a cache: use another --out")
+    write_atomic(plan, json.dumps(wanted, indent=1).encode())
+    return False
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise RunFolderError(
+            f"{path} is damaged: remove its folder, or use another --out"
+        ) from error
+
+
+def _decode(
+    source: Source, folder: Path, grey: bool, workers: int, tick: Callable[[int], object]
+) -> None:
+    """Write the pieces that are not there yet."""
+    numbers = range(-(-len(source) // PIECE))
+    missing = []
+    for number in numbers:
+        if read_piece(folder, number) is None:
+            missing.append(number)
+        else:
+            tick(len(positions(source, number)))
+    _check_space(source, folder, grey, missing)
+    pieces = Pieces(source, folder, grey)
+    if workers == 0 or len(missing) < 2:
+        for number in missing:
+            pieces.write(number)
+            tick(len(positions(source, number)))
+        return
+    processes = Workers(pieces, min(workers, len(missing)), timeout=HANGS, pinned=False)
+    with closing(processes):
+        for number, _ in zip(missing, processes.answers(missing), strict=True):
+            tick(len(positions(source, number)))
+
+
+def _check_space(source: Source, folder: Path, grey: bool, missing: Sequence[int]) -> None:
+    """Estimate from a few images whether there is room for all pieces that are missing.
+
+    Raises:
+        ResourceError: There is not.
+    """
+    wanted = [position for number in missing for position in positions(source, number)]
+    sizes = []
+    for position in wanted[:: -(-len(wanted) // SAMPLE) or 1]:
+        try:
+            image = stored(read_image(source, position), grey)
+        except DataError:
+            continue
+        sizes.append(values(image.pixels.shape) * image.pixels.itemsize)
+    need = sum(sizes) / max(1, len(sizes)) * len(wanted)
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise ResourceError(
+            f"a cache of these images needs about {need / 2**30:.1f} GiB, {folder} has "
+            f"{free / 2**30:.1f} GiB left: free space, or use another --out"
+        )
+
+
+def _complete(source: Source, folder: Path, wanted: Mapping[str, Any]) -> None:
+    """Write the index and the header of a cache whose pieces are all there.
+
+    Raises:
+        DataError: No image could be read, or a piece has gone.
+    """
+    numbers = range(-(-len(source) // PIECE))
+    parts = [Index.from_bytes(part_of(folder, n).read_bytes()) for n in numbers]
+    entries = np.concatenate([part.entries for part in parts])
+    left_out = list(itertools.chain.from_iterable(part.left_out for part in parts))
+    if not len(entries):
+        _, name, reason = left_out[0]
+        raise DataError(
+            f"none of {len(source)} images can be read (first: {name}: {reason}): see "
+            "`dira data inspect`"
+        )
+    columns, texts = _columns(source, entries["position"])
+    names = list(itertools.chain.from_iterable(part.names for part in parts))
+    sizes = [(folder / piece_name(number)).stat().st_size for number in numbers]
+    cacheindex.write(folder, Index(entries, names, left_out, columns, texts), sizes, wanted)
+    for path in (*(part_of(folder, number) for number in numbers), folder / PLAN):
+        path.unlink(missing_ok=True)
+
+
+def _columns(
+    source: Source, positions: np.ndarray
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """Return what a source knows of the images at some positions besides their pixels."""
+    columns = {"labels": source.labels, "words": source.words, "patients": source.patients}
+    texts = {}
+    if source.labels is not None and source.classes is not None:
+        texts["labels"] = source.classes
+    if isinstance(source, ManifestSource | CacheSource) and source.splits is not None:
+        columns["splits"] = source.splits
+        texts["splits"] = source.split_names
+    found = {name: np.asarray(c)[positions] for name, c in columns.items() if c is not None}
+    return found, texts

@@ -1,0 +1,126 @@
+"""An image at full, half, quarter size and so on; crops from the level just above what is wanted.
+
+The box of such a crop lies on the grid of its level, so that the level's pixels show exactly what
+the box says. Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dira_core.filters import filtered, resizing
+from dira_core.types import Image
+
+SMALLEST_SIDE = 8
+"""Pixels along each axis that a level has at least; no crop is smaller."""
+
+
+def levels(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield an image at 1/2, 1/4, ... of its size, each pixel the rounded mean of its block.
+
+    Where a block is cut off by the far edge, the pixels at the edge count twice.
+
+    Args:
+        pixels: (C, *S), uint8 or uint16.
+
+    Yields:
+        (C, *ceil(S / 2**k)) in the type of `pixels`, as long as every axis has `SMALLEST_SIDE`.
+    """
+    sums, count, most = pixels, 1, int(np.iinfo(pixels.dtype).max)
+    while min(sums.shape[1:]) >= 2 * SMALLEST_SIDE:
+        for axis in range(1, pixels.ndim):
+            count *= 2
+            sums = _pairs(sums, axis, np.min_scalar_type(most * count + count // 2))
+        rounded = sums + sums.dtype.type(count // 2)
+        yield (rounded >> sums.dtype.type(count.bit_length() - 1)).astype(pixels.dtype)
+
+
+def _pairs(sums: np.ndarray, axis: int, wide: np.dtype) -> np.ndarray:
+    """Add neighbours along an axis; the last of an odd number of pixels to itself."""
+    before = (slice(None),) * axis
+    first, second = sums[(*before, slice(0, None, 2))], sums[(*before, slice(1, None, 2))]
+    if first.shape != second.shape:
+        second = np.concatenate([second, first[(*before, slice(-1, None))]], axis)
+    total: np.ndarray = np.add(first, second, dtype=wide)
+    return total
+
+
+def on_grid(boxes: Tensor, shapes: Tensor, size: int, depths: Tensor) -> Tensor:
+    """Move crop boxes onto the grid of the level they are cut from: by at most a pixel of it.
+
+    Args:
+        boxes: First and last edge along each axis in px, (B, D, 2) int64.
+        shapes: Sizes of the source images, (B, D) int64.
+        size: Side of the crops to be made.
+        depths: Levels each image has below the full one, (B,) int64; boxes of images without any
+            are left as they are.
+
+    Returns:
+        (B, D, 2) int64, within the images.
+    """
+    sides = boxes[..., 1] - boxes[..., 0]
+    deepest = int(depths.max())
+    wanted = size << torch.arange(1, deepest + 1)
+    fine_enough = (sides.amin(1, keepdim=True) >= wanted).sum(1)
+    step = (1 << fine_enough.minimum(depths))[:, None]
+    room = shapes // step
+    cells = ((sides + step // 2) // step).minimum(room)
+    first = ((boxes.sum(-1) - cells * step + step) // (2 * step)).clamp(min=0)  # the middle stays
+    first = first.minimum(room - cells)
+    return torch.stack([first, first + cells], -1) * step[..., None]
+
+
+def crop_level(image: Image, box: Tensor, size: int) -> np.ndarray:
+    """Cut a box out of an image with levels and resize it, antialiased.
+
+    Args:
+        image: Its smallest level that is not smaller than the result, and on whose grid the box
+            lies, is read.
+        box: First and last edge along each axis in px, (D, 2) int64.
+        size: Length of every side of the result.
+
+    Returns:
+        (C, size, ...) float32 in the units of the image, of any memory layout.
+    """
+    edges: list[list[int]] = box.tolist()
+    level, pixels = 0, image.pixels
+    for smaller in image.levels:
+        step = 2 << level
+        if any(a % step or b % step or b - a < size * step for a, b in edges):
+            break
+        level, pixels = level + 1, smaller
+    inside = (slice(a >> level, b >> level) for a, b in edges)
+    return resize(pixels[(slice(None), *inside)], size)
+
+
+def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None:
+    """Map a window to [0, 1], clip, and write the result where it belongs.
+
+    Args:
+        crop: (C, *S) float32, of any memory layout.
+        window: The values that become 0 and 1; a window without width gives 0.
+        pixels: (C, *S) float32, or with one channel of the crop repeated.
+    """
+    low, high = window
+    scale = 1 / (high - low) if low != high else 0.0
+    np.multiply(crop, scale, out=pixels.numpy())
+    if low:
+        pixels -= low * scale
+    pixels.clamp_(0, 1)
+
+
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Resize an image by the triangle filter along each axis: antialiased.
+
+    Args:
+        pixels: (C, *S), integers or floats.
+        size: Length of every side of the result.
+
+    Returns:
+        (C, size, ...) float32, of any memory layout.
+    """
+    return filtered(pixels, [resizing(side, size) for side in pixels.shape[1:]])

@@ -1,0 +1,116 @@
+"""Filter images along their axes: resize them, blur them. Pure functions.
+
+Along an axis, a line of the result is a weighted sum of lines of the image; which lines and weights
+is a `Taps`. On a CPU that is one pass over memory for each axis, whatever the filter.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Taps(NamedTuple):
+    """Which lines along an axis make up each line of a result.
+
+    Attributes:
+        lines: (T,) int64, lines of the image, those of the first result first.
+        starts: (n,) int64, where the lines of each result start in `lines`.
+        weights: (T,) float32.
+    """
+
+    lines: Tensor
+    starts: Tensor
+    weights: Tensor
+
+
+def filtered(image: np.ndarray, taps: Sequence[Taps]) -> np.ndarray:
+    """Filter an image along each of its axes.
+
+    Args:
+        image: (C, *S), integers or floats.
+        taps: One for each axis of S.
+
+    Returns:
+        (C, *n) float32, of any memory layout.
+    """
+    turn = (*range(1, image.ndim), 0)
+    turned = image.transpose(turn)
+    for along in taps:  # the axis at the front; then the next one comes there
+        rest = turned.shape[1:]
+        sums = torch.embedding_bag(
+            torch.from_numpy(_lines(turned)),
+            along.lines,
+            along.starts,
+            mode=0,
+            per_sample_weights=along.weights,
+        )[0].numpy()
+        turned = sums[:, : math.prod(rest)].reshape(len(sums), *rest).transpose(turn)
+    return turned
+
+
+def _lines(image: np.ndarray) -> np.ndarray:
+    """Return (n, *rest) as n lines of float32, copied unless they are that already.
+
+    A copied line is no multiple of 64 bytes long: the next axis is read across the lines, which
+    would push each other out of the processor's cache.
+    """
+    width = math.prod(image.shape[1:])
+    if image.dtype == np.float32 and image.flags.carray:  # torch takes none that is read-only
+        return image.reshape(len(image), width)
+    lines = np.empty((len(image), width + (8 - width) % 16), np.float32)
+    lines[:, :width].reshape(image.shape)[...] = image
+    return lines
+
+
+@functools.lru_cache(4096)
+def resizing(side: int, size: int) -> Taps:
+    """Return how `side` pixels become `size` by the triangle filter; see `resizing_weights`."""
+    weights = resizing_weights(side, size)
+    result, line = np.nonzero(weights)
+    starts = np.searchsorted(result, np.arange(size))
+    values = weights[result, line].astype(np.float32)
+    return Taps(torch.from_numpy(line), torch.from_numpy(starts), torch.from_numpy(values))
+
+
+def resizing_weights(side: int, size: int) -> np.ndarray:
+    """Return the weight of each of `side` pixels in each of `size`: (size, side) float64.
+
+    A triangle as wide as two pixels of the result, or of the source where those are wider: what
+    Pillow and torchvision call bilinear, antialiased.
+    """
+    scale = side / size
+    reach = max(scale, 1.0)
+    centre = (np.arange(size)[:, None] + 0.5) * scale
+    near = np.maximum(0.0, 1.0 - np.abs(np.arange(side) + 0.5 - centre) / reach)
+    weights: np.ndarray = near / near.sum(1, keepdims=True)
+    return weights
+
+
+@functools.lru_cache(16)  # the axes of an image are often alike
+def blurring(extent: int, half: tuple[float, ...]) -> Taps:
+    """Return a symmetric filter whose image goes on beyond its edges as in a mirror.
+
+    Args:
+        extent: Pixels along the axis.
+        half: The kernel from its middle outwards; shorter than the axis. The pixel at an edge is
+            not repeated.
+    """
+    lines, starts = _mirrored(extent, len(half) - 1)
+    kernel = np.array([*half[:0:-1], *half], np.float32)
+    return Taps(lines, starts, torch.from_numpy(np.tile(kernel, extent)))
+
+
+@functools.lru_cache(256)
+def _mirrored(extent: int, radius: int) -> tuple[Tensor, Tensor]:
+    """Return the lines around each line, and where those of each start."""
+    around = (torch.arange(extent)[:, None] + torch.arange(-radius, radius + 1)).abs()
+    last = extent - 1
+    lines = last - (last - around).abs()
+    return lines.flatten(), torch.arange(extent) * (2 * radius + 1)

@@ -1,0 +1,144 @@
+"""The distortions of a recipe at work: which images each one is applied to, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dira_core.components import Choice, DistortionOptions
+from dira_core.draws import Draws
+from dira_core.plugins import make
+from dira_core.roles import Change, Distortion
+
+Todo = Mapping[int, Sequence[Change]]
+"""What is to be done to images, one after the other, by their row in the batch."""
+
+
+def build_distortion(choice: Choice) -> Distortion:
+    """Build a distortion a recipe chose.
+
+    Raises:
+        RecipeError: No distortion has this name.
+        PluginError: The plugin that offers it is broken, or raised.
+    """
+    distortion: Distortion = make("distortion", choice)
+    return distortion
+
+
+def distort(distortion: Distortion, images: Tensor, draws: Draws, p: float) -> Tensor:
+    """Apply a distortion to the images that `draws` picks, each with probability p.
+
+    The picked rows are `draws.bernoulli("p", p)`; the others come back as they were.
+
+    Args:
+        images: (B, C, *S); never written into.
+    """
+    rows = picked(draws, p)
+    return distort_rows(Drawn(distortion, rows, draws.select(rows)), images)
+
+
+def picked(draws: Draws, p: float) -> Tensor:
+    """Return the rows of a batch that an operation of probability p is applied to, (N,) int64."""
+    if p >= 1:
+        return torch.arange(draws.batch_size, device=draws.device)
+    return draws.bernoulli("p", p).nonzero().squeeze(1)
+
+
+class Operation:
+    """A distortion, how often it is applied, and whether it makes labels."""
+
+    def __init__(self, choice: Choice, device: torch.device) -> None:
+        assert isinstance(choice.options, DistortionOptions)
+        self.name, self.p = choice.name, choice.options.p
+        distortion = build_distortion(choice)
+        anyone = Draws(torch.zeros(1, dtype=torch.int64), seed=0)
+        self.labels = distortion.label(anyone) is not None
+        self.distortion = distortion.to(device)
+
+
+class Drawn(NamedTuple):
+    """A distortion and the images of a batch that it is applied to.
+
+    Attributes:
+        distortion: What is applied.
+        rows: To these images, (N,) int64.
+        draws: Theirs.
+        labels: Whether it makes labels.
+    """
+
+    distortion: Distortion
+    rows: Tensor
+    draws: Draws
+    labels: bool = False
+
+
+def drawn(operations: Sequence[Operation], draws: Draws) -> list[Drawn]:
+    """Pick the images that each operation is applied to."""
+    found = []
+    for number, operation in enumerate(operations):
+        own = draws.child(str(number))
+        rows = picked(own, operation.p)
+        found.append(Drawn(operation.distortion, rows, own.select(rows), operation.labels))
+    return found
+
+
+def moved(group: Sequence[Drawn], box: Tensor) -> Tensor:
+    """Return where crops lie after some operations, (B, len(S), 2)."""
+    for distortion, rows, draws, _ in group:
+        box = box.index_copy(0, rows, distortion.box(box[rows], draws))
+    return box
+
+
+def label_of(group: Sequence[Drawn], images: int) -> Tensor | None:
+    """Return the label (B,) that the labelling operation made, 0 where it was not applied."""
+    for distortion, rows, draws, labels in group:
+        label = distortion.label(draws) if labels else None
+        if label is not None:
+            none = torch.zeros(images, dtype=label.dtype, device=label.device)
+            return none.index_copy(0, rows, label)
+    return None
+
+
+def distort_rows(drawn: Drawn, images: Tensor) -> Tensor:
+    """Apply a distortion to its rows of images (B, C, *S); the others come back as they were."""
+    distortion, rows, draws, _ = drawn
+    if len(rows) == 0:
+        return images
+    if len(rows) == len(images):
+        distorted: Tensor = distortion(images, draws)
+        return distorted
+    return images.index_copy(0, rows, distortion(images[rows], draws))
+
+
+def plan(group: Sequence[Drawn], shape: Sequence[int]) -> Todo | None:
+    """Return what is to be done to each image (C, *S), or None where batches are better."""
+    todo: dict[int, list[Change]] = {}
+    for distortion, rows, draws, _ in group:
+        changes = distortion.by_image(draws, shape)
+        if changes is None:
+            return None
+        for row, change in zip(rows.tolist(), changes, strict=True):
+            todo.setdefault(row, []).append(change)
+    return todo
+
+
+def change_images(images: np.ndarray, plans: Sequence[Todo], results: Sequence[np.ndarray]) -> None:
+    """Take images through plans, one image after the other: it stays in the processor's cache.
+
+    Args:
+        images: (B, C, *S).
+        plans: One after the other, each from what the one before left.
+        results: Where what each plan leaves is written, (B, C, *S).
+    """
+    for row, image in enumerate(images):
+        for todo, result in zip(plans, results, strict=True):
+            changes = todo.get(row, ())
+            changed = image.copy() if changes else image
+            for change in changes:
+                changed = change(changed)
+            result[row] = changed
+            image = changed
