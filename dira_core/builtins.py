@@ -95,7 +95,8 @@ def build_phantom(options: PhantomOptions) -> Source:
     return PhantomSource(options)
 
 
-def _is_cache(value: str) -> bool:
+def is_cache(value: str | Path) -> bool:
+    """Say whether a path is a folder with a cache in it."""
     return (Path(value) / CACHE).is_file()
 
 
@@ -108,7 +109,7 @@ def dira_sources() -> Iterable[Component]:
         build_folder,
         summary="PNG, JPEG, TIFF and DICOM files of a folder",
         dims=(2,),
-        accepts=lambda value: Path(value).is_dir() and not _is_cache(value),
+        accepts=lambda value: Path(value).is_dir() and not is_cache(value),
     )
     yield Component(
         "manifest",
@@ -124,7 +125,7 @@ def dira_sources() -> Iterable[Component]:
         build_cache,
         summary="images decoded once, from `dira data cache`",
         dims=(2, 3),
-        accepts=_is_cache,
+        accepts=is_cache,
     )
     yield Component(
         "phantom",
