@@ -16,7 +16,7 @@ from dira_core.data.crops import centre_box, crop_boxes, crop_resize, normalise,
 from dira_core.data.pyramid import crop_level, on_grid, place
 from dira_core.data.workers import Workers
 from dira_core.distributed import rank, world_size
-from dira_core.draws import Draws, shuffled
+from dira_core.draws import Draws, shuffled, shuffled_in_blocks
 from dira_core.errors import DataError, DiraError, PluginError
 
 if TYPE_CHECKING:
@@ -275,6 +275,7 @@ class Loader:
         self.unreadable: dict[int, str] = {}
         self.spent = Making()
         self._n = len(source)
+        self._blocks = source.blocks
         self._seed = settings.seed
         self._dataset = CropDataset(source, settings, n_views)
         self._workers: Workers | None = None
@@ -286,7 +287,11 @@ class Loader:
 
     def order(self, epoch: int, salt: int = 0) -> Tensor:
         """Return the order of the images in an epoch, (N,) int64; `salt` gives another one."""
-        return shuffled(self._n, seed=salted(self._seed, salt), epoch=epoch)
+        seed = salted(self._seed, salt)
+        if self._blocks is None:
+            return shuffled(self._n, seed=seed, epoch=epoch)
+        sizes, together = self._blocks.sizes.tolist(), self._blocks.together
+        return shuffled_in_blocks(sizes, together, seed=seed, epoch=epoch)
 
     def crops(self, indices: Sequence[int], epoch: int, salt: int = 0) -> Crops:
         """Return the crops of some images in an epoch, made in this process."""
