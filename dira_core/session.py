@@ -25,6 +25,7 @@ from dira_core.runfolder import Lines, NoLines, RunFolder
 from dira_core.saving import Saver
 from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
+from dira_core.trackers import Aside
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
@@ -114,7 +115,7 @@ class Session:
         self._source = source
         self._settings = settings
         self._hook = hook
-        self._trackers = list(trackers)
+        self._trackers = [Aside(tracker) for tracker in trackers]
         self._display = display
         self._stop = stop
         self._features = features
@@ -294,13 +295,13 @@ class Session:
         self._display.stepped(progress, metrics, speed)
 
     @contextmanager
-    def _without(self, tracker: Tracker) -> Iterator[None]:
-        """Go on without a tracker that raises."""
+    def _without(self, tracker: Aside) -> Iterator[None]:
+        """Go on without a tracker that raises, or that is too slow."""
         try:
             yield
         except Exception as error:
             self._trackers.remove(tracker)
-            self._display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
+            self._display.said(f"tracker {tracker.name} failed and is left out: {error}")
 
     def _pace(self, trainer: Trainer) -> dict[str, float]:
         """Return images a second, the part of the time spent waiting for data, and peak memory."""
