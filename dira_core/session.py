@@ -24,6 +24,7 @@ from dira_core.runfolder import Lines, NoLines, RunFolder
 from dira_core.saving import Saver
 from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
+from dira_core.trackers import Aside
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
@@ -114,7 +115,7 @@ class Session:
         self._source = source
         self._settings = settings
         self._hook = hook
-        self._trackers = list(trackers)
+        self._trackers = [Aside(tracker) for tracker in trackers]
         self.display = display
         self._stop = stop
         self._features = features
@@ -292,13 +293,13 @@ class Session:
         self.display.stepped(progress, metrics, speed)
 
     @contextmanager
-    def _without(self, tracker: Tracker) -> Iterator[None]:
-        """Go on without a tracker that raises."""
+    def _without(self, tracker: Aside) -> Iterator[None]:
+        """Go on without a tracker that raises, or that is too slow."""
         try:
             yield
         except Exception as error:
             self._trackers.remove(tracker)
-            self.display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
+            self.display.said(f"tracker {tracker.name} failed and is left out: {error}")
 
     def _check_health(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         for alarm in self._health.check(progress.step, progress.total_steps, metrics):
