@@ -91,8 +91,9 @@ class Team:
 def main(work: str, strategy: str, recipe: str) -> None:
     """Join the others, get ready, and work whenever it is this team's turn."""
     from dira_core.bench.works import WORKS
-    from dira_core.distributed import barrier, joined
+    from dira_core.distributed import barrier
     from dira_core.layering import file_layer
+    from dira_core.peers import joined
     from dira_core.resolving import resolve
 
     chosen = resolve([file_layer(Path(recipe))]).recipe
