@@ -96,11 +96,11 @@ def transfer(
 
 
 def targets() -> None:
-    """List the labelled tasks, and the files each expects."""
+    """List the labelled tasks, and the files each expects: the body of its options' docstring."""
     for component in installed().components("target"):
         typer.echo(f"{component.name:14}{component.summary}")
-        for line in inspect.cleandoc(component.options.__doc__ or "").splitlines():
-            typer.echo(f"          {line}".rstrip())
+        for line in inspect.cleandoc(component.options.__doc__ or "").splitlines()[2:]:
+            typer.echo(f"          {line}")
         for name, field in component.options.model_fields.items():
             typer.echo(f"          target.{name}: {field.description}")
 
