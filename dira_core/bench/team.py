@@ -59,7 +59,11 @@ class Team:
                     text=True,
                 )
             )
-        self._hear()
+        try:
+            self._hear()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -68,10 +72,16 @@ class Team:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is None:
+            for member in self._members:
+                member.communicate(LEAVE)
+        else:
+            self._end()
+
+    def _end(self) -> None:
         for member in self._members:
-            if error is not None:
-                member.kill()
-            member.communicate(None if error is not None else LEAVE)
+            member.kill()
+            member.communicate()
 
     def turn(self) -> None:
         """Let every member do its piece of the work; return when the last one is done."""
