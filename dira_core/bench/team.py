@@ -6,7 +6,6 @@ A member is this module run as a program: `python -m dira_core.bench.team WORK S
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +37,9 @@ class Team:
         self._members: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        from torch.distributed.elastic.utils.distributed import get_free_port
+
+        port = get_free_port()
         for rank in range(self._processes):
             place = {
                 "RANK": str(rank),
