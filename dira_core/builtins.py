@@ -327,7 +327,7 @@ def dira_targets() -> Iterable[Component]:
                 "plateau": 5,
                 "crop": (0.08, 1.0),
                 "crop_p": 1.0,
-                "flip": 0.5,
+                "mirror": 0.5,
             }
         },
     )
@@ -345,7 +345,7 @@ def dira_targets() -> Iterable[Component]:
                 "plateau": None,
                 "crop": (0.485, 1.0),
                 "crop_p": 0.25,
-                "flip": 0.0,
+                "mirror": 0.0,
             }
         },
     )
