@@ -111,11 +111,12 @@ def weighted_auc(truth: Array, scores: Array, weights: Array) -> Array:
     Returns:
         (R,).
     """
-    _, rank = np.unique(scores, return_inverse=True)
-    levels = int(rank.max()) + 1 if len(rank) else 0
-    at = np.zeros((len(scores), levels))
-    at[np.arange(len(scores)), rank] = 1
-    positive, negative = (weights * (truth == side) @ at for side in (1, 0))
+    order = np.argsort(scores, kind="stable")
+    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # of equal scores
+    positive, negative = (
+        np.add.reduceat(weights[:, order] * (truth[order] == side), starts, axis=1)
+        for side in (1, 0)
+    )
     below = negative.cumsum(1) - negative / 2
     pairs = positive.sum(1) * negative.sum(1)
     with np.errstate(invalid="ignore"):
