@@ -371,7 +371,7 @@ def play(
         "steps": trainer.step,
         "before": session.notes["before"],
         "after": {"knn": game.probe(pause), **sample.metrics},
-        "images_per_s": session.images_per_s,
+        **session.pace.whole(trainer),
         "unreadable": len(game.loader.unreadable),
     }
     session.settle()

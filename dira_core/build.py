@@ -22,7 +22,7 @@ from dira_core.plugins import installed, make
 from dira_core.precision import Precision
 from dira_core.recipe import Recipe
 from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker, trainable
-from dira_core.settings import Settings
+from dira_core.settings import Settings, Train
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio
 
 
@@ -112,7 +112,7 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
     """Move a trio to its device and memory layout, share it with other processes, make players.
 
     Raises:
-        RecipeError: The trio has nothing to train.
+        RecipeError: The trio has nothing to train, or a batch is too small for it.
     """
     trio.check()
     train, device = settings.train, precision.device
@@ -122,6 +122,7 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
     adapt([trio.backbone, *([trio.restorer] if trio.restorer else [])], settings)
     if train.sync_norm:
         synchronise(model, device)
+    check_norms(model, train)
     shared = wrapped(model.train(), strategy)
     batch = train.batch_size * train.accumulate * world_size()
     optimizer = build_optimizer(model.param_groups(), settings.optimizer, batch)
@@ -138,6 +139,15 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
         ModelPlayer(shared, optimizer, settings.weights, precision, critic),
         CriticPlayer(critic, critic_optimizer),
     ]
+
+
+def check_norms(model: nn.Module, train: Train) -> None:
+    """Raise a RecipeError where a batch norm of vectors would see one row alone."""
+    if train.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        raise RecipeError(
+            "a batch norm of embeddings needs at least 2 images a process, got 1: choose a larger "
+            "--batch-size, or --set train.sync_norm=true with several processes"
+        )
 
 
 def adapt(parts: Sequence[Backbone | Restorer], settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -56,6 +57,26 @@ class CacheOptions(Options):
 
     path: Path = Field(description="the folder")
     split: str | None = Field(None, description="keep only images of this split of the source")
+
+
+class ShardsOptions(ReadOptions):
+    """Tar files in the layout of WebDataset."""
+
+    path: str = Field(
+        description="folder of .tar files, one of them, or a pattern (* ? {000..012} {a,b}); "
+        "local, or any fsspec URL such as s3://bucket/train-*.tar"
+    )
+    image: str | None = Field(
+        None, description="ending of the image in a sample; none takes the first that may be one"
+    )
+    label: str | None = Field(
+        None, description="cls, or a key of the json in a sample: for probes, never in pretraining"
+    )
+    mixed: int = Field(8, ge=1, description="shards whose images an epoch shuffles together")
+    cache: Path | None = Field(
+        None, description="folder for copies of remote shards; none is one of the user's own"
+    )
+    cache_gb: float = Field(32.0, gt=0, description="GiB of copies that are kept")
 
 
 class PhantomOptions(Options):
@@ -132,26 +153,48 @@ def build_cache(options: CacheOptions) -> Source:
     return CacheSource(options)
 
 
+def build_shards(options: ShardsOptions) -> Source:
+    from dira_core.data.shards import ShardSource
+
+    return ShardSource(options)
+
+
 def build_phantom(options: PhantomOptions) -> Source:
     from dira_core.data.phantom import PhantomSource
 
     return PhantomSource(options)
 
 
-def _is_cache(value: str) -> bool:
+def is_cache(value: str | Path) -> bool:
+    """Say whether a path is a folder with a cache in it."""
     return (Path(value) / CACHE).is_file()
+
+
+def _is_folder(value: str) -> bool:
+    return Path(value).is_dir() and not is_cache(value) and not _is_shards(value)
+
+
+def _is_shards(value: str) -> bool:
+    """Say whether a value means tar shards: by its name, or a folder with nothing else in it."""
+    if "://" in value or value.endswith(".tar"):
+        return True
+    if not Path(value).is_dir():
+        return False
+    entries = [entry for entry in os.scandir(value) if not entry.name.startswith(".")]
+    endings = {os.path.splitext(entry.name)[1].lower() for entry in entries}
+    return ".tar" in endings and not endings & {*IMAGE_SUFFIXES, ""}
 
 
 @hookimpl
 def dira_sources() -> Iterable[Component]:
-    """Folder, manifest, cache and phantom."""
+    """Folder, manifest, cache, shards and phantom."""
     yield Component(
         "folder",
         FolderOptions,
         build_folder,
         summary="PNG, JPEG, TIFF and DICOM files of a folder",
         dims=(2,),
-        accepts=lambda value: Path(value).is_dir() and not _is_cache(value),
+        accepts=_is_folder,
     )
     yield Component(
         "manifest",
@@ -167,7 +210,15 @@ def dira_sources() -> Iterable[Component]:
         build_cache,
         summary="images decoded once, from `dira data cache`",
         dims=(2, 3),
-        accepts=_is_cache,
+        accepts=is_cache,
+    )
+    yield Component(
+        "shards",
+        ShardsOptions,
+        build_shards,
+        summary="images in tar files, local or remote, in the layout of WebDataset",
+        dims=(2,),
+        accepts=_is_shards,
     )
     yield Component(
         "phantom",

@@ -122,3 +122,20 @@ def shuffled(n: int, *, seed: int, epoch: int) -> Tensor:
     """Return (n,) int64: the order in which an epoch visits n samples."""
     everyone = Draws(torch.zeros(1, dtype=torch.int64), seed=seed, epoch=epoch, path="shuffled")
     return everyone.permutation("order", n)[0]
+
+
+def shuffled_in_blocks(sizes: Sequence[int], together: int, *, seed: int, epoch: int) -> Tensor:
+    """Return (n,) int64: an order that has to do with few blocks of consecutive samples at a time.
+
+    The blocks are shuffled, then the samples of each `together` blocks.
+
+    Args:
+        sizes: Samples of one block after the other.
+        together: Blocks whose samples are mixed.
+        seed: Of the run.
+        epoch: Counts passes over the source.
+    """
+    number = shuffled(len(sizes), seed=seed, epoch=epoch).argsort()
+    group = (number // together).repeat_interleave(torch.tensor(sizes))
+    samples = shuffled(len(group), seed=seed, epoch=epoch)
+    return samples[group[samples].argsort(stable=True)]

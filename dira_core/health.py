@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,48 +61,73 @@ def restoration_report(restored: Tensor, target: Tensor, distorted: Tensor) -> d
 
 @dataclass(frozen=True)
 class Ill:
-    """A sign of illness: the metric, when it is ill, what that means and what to try."""
+    """A sign of illness: the metric, when it is ill, what that means and what to try.
+
+    Attributes:
+        below: The metric is ill below this.
+        times_first: And above so many times its first measurement.
+    """
 
     name: str
     metric: str
-    below: float
     says: str
     cause: str
     remedy: str
+    below: float = -math.inf
+    times_first: float = math.inf
+
+    def ails(self, value: float, first: float) -> str | None:
+        """Return what is ill about a value, or None."""
+        if value < self.below:
+            return f"{self.metric} is {value:.3g}, below {self.below:g}"
+        if first > 0 and value > self.times_first * first:
+            return (
+                f"{self.metric} is {value:.3g}, more than {self.times_first:g} times the "
+                f"{first:.3g} of the first measurement"
+            )
+        return None
 
 
 SIGNS = (
     Ill(
+        "loss-spike",
+        "losses/res",
+        "restored images are worse than those of the untrained network",
+        "the learning rate is too large",
+        "a smaller optimizer.lr, a longer warm-up, or optimizer.clip",
+        times_first=2,
+    ),
+    Ill(
         "collapse",
         "embedding/std",
-        0.1,
         "embeddings hardly differ between images",
         "the discriminator collapsed to a constant",
         "a smaller learning rate, a larger batch, or stronger views",
+        below=0.1,
     ),
     Ill(
         "collapse-rank",
         "embedding/rank",
-        1.5,
         "embeddings lie on a line",
         "the discriminator collapsed to one dimension",
         "a smaller learning rate, a larger batch, or stronger views",
+        below=1.5,
     ),
     Ill(
         "critic-won",
         "losses/critic",
-        1e-3,
         "the critic tells every restored image from a real one",
         "restored images no longer get a useful gradient from it",
         "a smaller critic_optimizer.lr, or a restorer trained longer before the critic joins",
+        below=1e-3,
     ),
     Ill(
         "restored-is-the-mean",
         "restoration/spread",
-        0.05,
         "restored images hardly differ between inputs",
         "the restorer returns the mean image",
         "a larger weights.res or learning rate, or milder distortions",
+        below=0.05,
     ),
 )
 
@@ -123,34 +150,36 @@ class Health:
 
     def __init__(self) -> None:
         self._ill_since: dict[str, list[int]] = {}
+        self._first: dict[str, float] = {}
 
     def check(self, step: int, total_steps: int, metrics: Mapping[str, float]) -> list[Alarm]:
         """Return the alarms that the measurements of a step raise."""
         alarms = []
         for sign in SIGNS:
-            if sign.metric not in metrics or step < total_steps / 10:
+            if sign.metric not in metrics:
+                continue
+            first = self._first.setdefault(sign.metric, metrics[sign.metric])
+            if step < total_steps / 10:
                 continue
             steps = self._ill_since.setdefault(sign.name, [])
-            if metrics[sign.metric] >= sign.below:
+            if (ails := sign.ails(metrics[sign.metric], first)) is None:
                 steps.clear()
                 continue
             steps.append(step)
             if len(steps) == PATIENCE:
-                alarms.append(Alarm(sign.name, steps[0], self._message(sign, metrics, steps[0])))
+                message = (
+                    f"{sign.name}: {sign.says} ({ails}, since step {steps[0]}); "
+                    f"likely {sign.cause}; try {sign.remedy}"
+                )
+                alarms.append(Alarm(sign.name, steps[0], message))
         return alarms
 
-    @staticmethod
-    def _message(sign: Ill, metrics: Mapping[str, float], since: int) -> str:
-        value = f"{sign.metric} is {metrics[sign.metric]:.3g}, below {sign.below:g}"
-        return (
-            f"{sign.name}: {sign.says} ({value}, since step {since}); "
-            f"likely {sign.cause}; try {sign.remedy}"
-        )
+    def state_dict(self) -> dict[str, Any]:
+        """Return how long each sign has lasted, and the first measurements."""
+        since = {name: list(steps) for name, steps in self._ill_since.items()}
+        return {"ill_since": since, "first": dict(self._first)}
 
-    def state_dict(self) -> dict[str, list[int]]:
-        """Return how long each sign has lasted."""
-        return {name: list(steps) for name, steps in self._ill_since.items()}
-
-    def load_state_dict(self, state: Mapping[str, Sequence[int]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue counting."""
-        self._ill_since = {name: list(steps) for name, steps in state.items()}
+        self._ill_since = {name: list(steps) for name, steps in state["ill_since"].items()}
+        self._first = dict(state["first"])

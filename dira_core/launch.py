@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import logging
 import os
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dira_core.errors import DiraError, PeerError, error_of
-from dira_core.signals import WATCHED
+from dira_core.signals import WATCHED, die_with_parent
 
 NOTES = "DIRA_NOTES"
 """Environment variable: the folder in which a worker notes how it ended, for the launcher."""
@@ -149,7 +148,7 @@ def attended() -> Iterator[None]:
     if folder is None:
         yield
         return
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: no orphans
+    die_with_parent()
     if os.getppid() != int(os.environ[LAUNCHER]):
         sys.exit(1)  # it died before that
     if any(note.code not in (0, _LAST) for note in read_notes(Path(folder))):

@@ -230,6 +230,19 @@ class Distortion(nn.Module, ABC):
         return None
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """Which consecutive images of a source are cheap to read together.
+
+    Attributes:
+        sizes: Images of one block after the other, (n,); they sum to all.
+        together: Blocks whose images are mixed; an epoch reads no others at the same time.
+    """
+
+    sizes: np.ndarray
+    together: int
+
+
 class Source(ABC):
     """Images by position: 0 <= index < len(source). Read in worker processes, so it must pickle.
 
@@ -238,12 +251,14 @@ class Source(ABC):
         words: One pseudo-class per image (a visual word) that becomes `Batch.label`, or None.
         patients: One integer per image, the same for images of one patient, or None.
         classes: What the labels are called, by their number, or None.
+        blocks: Which images to read together, where reading them at random is dear, or None.
     """
 
     labels: np.ndarray | None = None
     words: np.ndarray | None = None
     patients: np.ndarray | None = None
     classes: list[str] | None = None
+    blocks: Blocks | None = None
 
     @abstractmethod
     def __len__(self) -> int:

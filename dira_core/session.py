@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,13 +17,14 @@ from dira_core.distributed import from_first, gathered, highest, rank, world_siz
 from dira_core.errors import CheckpointError, DataError, DiraError, DivergedError, PluginError
 from dira_core.files import write_atomic
 from dira_core.health import Health
-from dira_core.memory import peak_mib, restart_peak
+from dira_core.pace import Pace
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import Lines, NoLines, RunFolder
 from dira_core.saving import Saver
 from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
+from dira_core.trackers import Aside
 from dira_core.trainer import Setback, Trainer
 from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
@@ -95,7 +95,7 @@ class Session:
     Attributes:
         notes: JSON values that travel with every checkpoint (what was measured before training).
         display: Where a person watches.
-        images_per_s: Source images a second since this process took its first step.
+        pace: The speed of the run.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class Session:
         features: FeaturePass,
     ) -> None:
         self.notes: dict[str, Any] = {}
-        self.images_per_s = 0.0
+        self.pace = Pace()
         self._folder = folder
         self._source = source
         self._settings = settings
         self._hook = hook
-        self._trackers = list(trackers)
+        self._trackers = [Aside(tracker) for tracker in trackers]
         self.display = display
         self._stop = stop
         self._features = features
@@ -126,8 +126,6 @@ class Session:
         self._metrics = Lines(folder.path / "metrics.jsonl") if first else NoLines()
         self._speed = Lines(folder.path / "speed.jsonl") if first else NoLines()
         self._unreadable = 0
-        self._first: tuple[int, float] | None = None
-        self._since = (0, time.perf_counter(), 0.0)
 
     def epoch_started(self, trainer: Trainer) -> None:
         """Let the Discriminator prepare its epoch.
@@ -156,7 +154,7 @@ class Session:
         progress = trainer.progress
         self._saver.poll()
         if metrics:
-            self._log(progress, metrics, self._pace(trainer))
+            self._log(progress, metrics, self.pace.since_last(trainer))
             self._check_health(progress, metrics)
         if progress.step % trainer.steps_per_epoch == 0:
             observe(self._hook.dira_epoch_ended, progress=progress)
@@ -262,7 +260,7 @@ class Session:
                 "of images is the same, sums are rounded in another one, and batch norms that are "
                 "not synchronised see batches of another size"
             )
-        self._first, self._since = None, (trainer.step, time.perf_counter(), trainer.waited)
+        self.pace.restart(trainer)
         here = trainer.progress
         self.display.said(
             f"resumed from {path.name}: epoch {here.epoch + 1} of {here.epochs}, "
@@ -295,29 +293,13 @@ class Session:
         self.display.stepped(progress, metrics, speed)
 
     @contextmanager
-    def _without(self, tracker: Tracker) -> Iterator[None]:
-        """Go on without a tracker that raises."""
+    def _without(self, tracker: Aside) -> Iterator[None]:
+        """Go on without a tracker that raises, or that is too slow."""
         try:
             yield
         except Exception as error:
             self._trackers.remove(tracker)
-            self.display.said(f"tracker {type(tracker).__name__} failed and is left out: {error}")
-
-    def _pace(self, trainer: Trainer) -> dict[str, float]:
-        """Return images a second, the part of time spent waiting for data, and peak memory."""
-        self._first = self._first or (trainer.step, time.perf_counter())
-        done, passed = trainer.step - self._first[0], time.perf_counter() - self._first[1]
-        self.images_per_s = done * trainer.images_per_step / passed if done else 0.0
-        step, then, waited = self._since
-        self._since = (trainer.step, time.perf_counter(), trainer.waited)
-        spent = max(1e-9, self._since[1] - then)
-        peak = peak_mib(trainer.precision.device)
-        restart_peak(trainer.precision.device)
-        return {
-            "images_per_s": (trainer.step - step) * trainer.images_per_step / spent,
-            "waiting": (trainer.waited - waited) / spent,
-            "peak_mib": peak,
-        }
+            self.display.said(f"tracker {tracker.name} failed and is left out: {error}")
 
     def _check_health(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         for alarm in self._health.check(progress.step, progress.total_steps, metrics):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 import threading
 import time
 from types import FrameType, TracebackType
@@ -15,6 +17,12 @@ EXIT_PREEMPTED = 75
 
 EXIT_INTERRUPTED = {s.name: 128 + s for s in WATCHED}
 """Left without saving, by signal: 130 for SIGINT, 143 for SIGTERM."""
+
+
+def die_with_parent() -> None:
+    """Let the system kill this process as soon as the one that started it is gone (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error

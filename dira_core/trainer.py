@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dira_core.data.loader import Crops
+from dira_core.data.loader import Crops, Making
 from dira_core.distributed import average, gather_rows, gathered, highest, world_size
 from dira_core.health import gradient_report, restoration_report
 from dira_core.metrics import embedding_stats
@@ -29,6 +29,10 @@ class Batches(Protocol):
 
     batches_per_epoch: int
     batch_size: int
+
+    @property
+    def spent(self) -> Making:
+        """What all crops so far took, by whoever made them."""
 
     @property
     def unreadable(self) -> dict[int, str]:
@@ -89,6 +93,7 @@ class Trainer:
         step: Optimizer steps done.
         salt: Times the run went back; draws and order after that are fresh ones.
         waited: Seconds spent waiting for crops.
+        viewed: Seconds spent on making views of them.
     """
 
     def __init__(
@@ -108,7 +113,7 @@ class Trainer:
         self.settings = settings
         self.step = 0
         self.salt = 0
-        self.waited = 0.0
+        self.waited = self.viewed = 0.0
         self.steps_per_epoch = loader.batches_per_epoch // settings.train.accumulate
         self.total_steps = self.steps_per_epoch * settings.train.epochs
 
@@ -160,7 +165,9 @@ class Trainer:
             player.module.zero_grad()  # a third of the price of the optimizer's
         found: list[dict[str, Tensor]] = []
         for number, piece in enumerate(pieces, 1):
+            started = time.perf_counter()
             turn = Turn(self.views(piece, here.epoch, self.salt), here)
+            self.viewed += time.perf_counter() - started
             with accumulating(self.players) if number < len(pieces) else nullcontext():
                 found.append(self._play(turn, len(pieces), examine))
         norms = {f"norm/{player.name}": self._clip(player) for player in self.players}

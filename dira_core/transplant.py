@@ -64,14 +64,14 @@ class Report:
 def some(names: Sequence[str]) -> str:
     """Return the first names of many, in one line."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return ", ".join(names[:LISTED]) + more
+    return ", ".join(map(_printable, names[:LISTED])) + more
 
 
 def families(names: Sequence[str]) -> str:
     """Return many names by their first two parts, "166 encoder_k.backbone.*, 1 queue"."""
     parts = [name.removeprefix("module.").split(".") for name in names]
     found = Counter(".".join(p[:2]) + (".*" if len(p) > 2 else "") for p in parts)
-    return ", ".join(f"{n} {family}" for family, n in found.most_common())
+    return ", ".join(f"{n} {_printable(family)}" for family, n in found.most_common(LISTED))
 
 
 def match(state: Mapping[str, Tensor], module: nn.Module, stem: str | None = None) -> Report:
@@ -166,6 +166,11 @@ def _can_rechannel(given: torch.Size, wanted: torch.Size) -> bool:
 
 def _counted(kind: str, names: Sequence[str]) -> list[str]:
     return [f"{len(names)} {kind} ({some(names)})"] if names else []
+
+
+def _printable(name: str) -> str:
+    """Return a name of a file that may be hostile, without what a terminal would obey."""
+    return name.encode("unicode_escape").decode()
 
 
 def _shape(tensor: Tensor) -> str:

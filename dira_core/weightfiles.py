@@ -248,4 +248,5 @@ def _brief(error: Exception) -> str:
     if isinstance(error, ValidationError):
         return "its header: " + ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
     lines = str(error).splitlines()
-    return f"{lines[0]:.100}" if lines else type(error).__name__
+    first = lines[0].encode("unicode_escape").decode() if lines else type(error).__name__
+    return f"{first:.100}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -55,6 +58,11 @@ def hanging(options):
             return super().read(index)
     return Hanging(options.n)
 
+def lame(options):
+    if os.environ.get("RANK") == "1":
+        raise DataError("no such folder on this machine")
+    return small(options)
+
 def broken(*parts):
     raise KeyError("half written")
 
@@ -70,6 +78,7 @@ def dira_restorers():
 def dira_sources():
     yield Component("small-set", SmallOptions, small, summary="images in memory", dims=(2,))
     yield Component("poisoned", SmallOptions, poisoned, summary="one is NaN", dims=(2,))
+    yield Component("lame", SmallOptions, lame, summary="lacks a rank", dims=(2,))
     yield Component("hanging", SmallOptions, hanging, summary="stops to answer", dims=(2,))
 
 @hookimpl
@@ -100,3 +109,14 @@ SMALL = [
 def kit(folder: Path) -> AbstractContextManager[str]:
     """Put the distribution on the path, beside all that is installed."""
     return offered(folder, "kit", CODE)
+
+
+def command(parts: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """Start the real `dira run` in a process of its own; `parts` is the folder of the kit."""
+    path = os.pathsep.join([str(parts), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "dira_core", "run", *arguments],
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )

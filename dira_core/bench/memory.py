@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -25,6 +26,22 @@ def extra_mib(contest: str, arm: str) -> float | None:
     if sys.platform != "linux":
         return None
     command = [sys.executable, "-m", "dira_core.bench.memory", contest, arm]
+    child = subprocess.run(
+        command, env=os.environ | OWN_PAGES, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return float(child.stdout)
+
+
+def step_mib(arm: str, recipe: Path) -> float | None:
+    """Return the peak of a training step in MiB, above what a process has before it builds it.
+
+    Args:
+        arm: "dira step" or "bare loop".
+        recipe: A file.
+    """
+    if sys.platform != "linux":
+        return None
+    command = [sys.executable, "-m", "dira_core.bench.peak", arm, str(recipe)]
     child = subprocess.run(
         command, env=os.environ | OWN_PAGES, check=True, stdout=subprocess.PIPE, text=True
     )

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dira_core.data.loader import Making
 from dira_core.optim import build_optimizer
 from dira_core.optimizer_options import Optimizer
 from dira_core.parallel import Alone
@@ -60,6 +61,7 @@ class NullBatches:
 
     def __init__(self) -> None:
         self.unreadable: dict[int, str] = {}
+        self.spent = Making()
 
     def order(self, epoch: int, salt: int) -> Tensor:
         """Return the order of the images."""

@@ -12,12 +12,13 @@ import torch
 
 from dira_core.api import Game
 from dira_core.bench.bare import BareLoop
+from dira_core.bench.memory import step_mib
 from dira_core.bench.null import null_step
 from dira_core.bench.timing import Cores, alternate, ratio
 from dira_core.bench.whole import WholeRun
 from dira_core.build import build_source, build_trio
 from dira_core.data.loader import Crops
-from dira_core.recipe import Recipe
+from dira_core.recipe import Recipe, to_toml
 from dira_core.trainer import Trainer
 
 
@@ -25,7 +26,7 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     """Compare one training step: dira's, a bare loop's, the plain fp32 one's, and a whole run's.
 
     Returns:
-        Medians in ms, ratios, and how busy other processes kept the machine.
+        Medians in ms, ratios, memory at the peak of a step, and how busy others kept the machine.
     """
     null = statistics.median(null_step() for _ in range(5))  # before caches are full of images
     game = Game(build_trio(recipe), build_source(recipe), recipe)
@@ -55,12 +56,21 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
         "plain fp32 step / dira step": ratio(timings, "plain fp32 step", "dira step"),
         "views / dira step": ratio(timings, "views", "dira step"),
         "null step us": null,
+        "MiB": peaks(recipe),
         "images/s": recipe.train.batch_size / timings["dira step"].median,
         "precision": game.precision.name,
         "threads": torch.get_num_threads(),
         "cores used": used,
         "rounds": rounds,
     }
+
+
+def peaks(recipe: Recipe) -> dict[str, float | None]:
+    """Return the peak of dira's step and of the bare loop's, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "recipe.toml"
+        file.write_text(to_toml(recipe))
+        return {arm: step_mib(arm, file) for arm in ("dira step", "bare loop")}
 
 
 def advance(trainer: Trainer, crops: Crops) -> None:

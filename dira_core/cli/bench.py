@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def step(asked: list[Layer], rounds: Rounds = 7, as_json: AsJson = False) -> None:
     """Compare a training step with a bare loop, with plain fp32, and with a whole run.
 
-    All are alternated in one process; times are medians, ratios medians of the rounds' ratios.
+    All are alternated in one process; times are medians, ratios medians of the rounds' ratios;
+    memory is the peak of a step above what a process has before it, in processes of their own.
     """
     from dira_core.bench.step import step as measure
 
@@ -40,6 +42,8 @@ def step(asked: list[Layer], rounds: Rounds = 7, as_json: AsJson = False) -> Non
         return
     for name, ms in found.pop("ms").items():
         typer.echo(f"{name:32}{ms:10.1f} ms")
+    for name, mib in found.pop("MiB").items():
+        typer.echo(f"{name + ', peak':32}{mib:10.0f} MiB" if mib else "")
     for name, value in found.items():
         typer.echo(f"{name:32}{value if isinstance(value, str) else format(value, '10.3f'):>10}")
 
@@ -119,6 +123,43 @@ def data(
 
 def _us(times: dict[str, float]) -> str:
     return f"{times['median']:10.1f} us ({times['min']:.1f} to {times['max']:.1f})"
+
+
+@app.command("scale")
+@recipe_flags
+def scale(
+    asked: list[Layer],
+    rounds: Rounds = 7,
+    processes: Annotated[
+        list[int], typer.Option("--processes", min=1, help="Numbers of processes, repeated.")
+    ] = [1, 2, 4],  # noqa: B006 - typer reads it, nobody writes to it
+    as_json: AsJson = False,
+) -> None:
+    """Compare steps of 1, 2 and 4 processes (DDP, FSDP2) on this machine, and what they exchange.
+
+    --batch-size is the global batch, the same for all; the cores are shared out as threads. All
+    arms are alternated, each a team of processes that waits for its turn; times are medians (least
+    to most), ratios medians of the rounds' ratios.
+    """
+    from dira_core.bench.scale import scale as measure
+
+    found = measure(resolve(asked).recipe, rounds, processes, len(os.sched_getaffinity(0)))
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            typer.echo(f"{name:32}{value}")
+            continue
+        typer.echo(name)
+        for arm, measured in value.items():
+            typer.echo(f"  {arm:24}{_measured(measured)}")
+
+
+def _measured(value: float | dict[str, float]) -> str:
+    if not isinstance(value, dict):
+        return f"{value:10.2f}"
+    return f"{value['median']:10.1f} ms ({value['min']:.1f} to {value['max']:.1f})"
 
 
 def _row(found: dict[str, Any], arm: str) -> str:

@@ -32,6 +32,13 @@ def data() -> None:
     """Look at images before a run does, and prepare them so that reading them costs little."""
 
 
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="processes that read; by default one a processor")
+]
+Assignments = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="data.key=value, an option of the source; can be repeated"),
+]
 Read = Annotated[str, typer.Argument(help="folder, CSV manifest, or name of a source")]
 
 
@@ -61,14 +68,9 @@ def cache(
     path: Read,
     out: Annotated[Path, typer.Option("--out", help="folder of the cache, made or completed")],
     grey: Annotated[bool, typer.Option("--grey", help="make luminance of colour")] = False,
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="processes that read; by default one a processor")
-    ] = None,
+    workers: Workers = None,
     verify: Annotated[bool, typer.Option("--verify", help="then read and check all of it")] = False,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="data.key=value, an option of the source; can be repeated"),
-    ] = None,
+    assignments: Assignments = None,
 ) -> None:
     """Decode every image once into a folder that runs map into memory: --data FOLDER.
 
@@ -81,9 +83,8 @@ def cache(
     component, options = _chosen(path, assignments or [])
     source: Source = component.build(options)
     made_from = {"source": component.name, **options.model_dump(mode="json", exclude={"path"})}
-    processes = len(os.sched_getaffinity(0)) if workers is None else workers
     with _progress("decoding", len(source)) as tick:
-        built = build(source, out, made_from, grey=grey, workers=processes, tick=tick)
+        built = build(source, out, made_from, grey=grey, workers=_processes(workers), tick=tick)
     typer.echo("\n".join(_summary(built, out)))
     if not verify:
         return
@@ -95,6 +96,35 @@ def cache(
         raise typer.Exit(3)
 
 
+@app.command()
+def shard(
+    path: Read,
+    out: Annotated[Path, typer.Option("--out", help="folder of the shards, made or completed")],
+    size: Annotated[int, typer.Option("--size", min=1, help="images of a shard")] = 1000,
+    workers: Workers = None,
+    assignments: Assignments = None,
+) -> None:
+    """Write every image into tar files in the layout of WebDataset: --data FOLDER, or a URL of it.
+
+    Files are copied as they are, DICOM with all of its header; images of other sources become PNG.
+    Killed, it goes on where it was when the same command is given again. Images that cannot be read
+    are named and left out.
+    """
+    from dira_core.data.sharding import write_shards
+
+    component, options = _chosen(path, assignments or [])
+    source: Source = component.build(options)
+    made_from = {"source": component.name, **options.model_dump(mode="json", exclude={"path"})}
+    with _progress("writing", len(source)) as tick:
+        written = write_shards(
+            source, out, made_from, size=size, workers=_processes(workers), tick=tick
+        )
+    size_in_all = sum(written.shards) / 2**20
+    typer.echo(f"{written.images} images in {len(written.shards)} shards in {out}")
+    typer.echo(f"size       {size_in_all:.1f} MiB")
+    typer.echo("\n".join([*_left_out(written.left_out), _use(out)]))
+
+
 def _summary(cache: CacheSource, folder: Path) -> Iterator[str]:
     """Yield the lines that say what a cache holds."""
     entries, left_out = cache.index.entries, cache.index.left_out
@@ -104,11 +134,23 @@ def _summary(cache: CacheSource, folder: Path) -> Iterator[str]:
     yield f"size       {size / 2**20:.1f} MiB, {size / raw:.2f} times the images"
     if entries["spread"].any():
         yield f"note       {entries['spread'].sum()} x spread over 16 bits within their window"
-    reasons = Counter(reason for _, _, reason in left_out)
-    for reason, count in reasons.most_common():
+    yield from _left_out([(name, reason) for _, name, reason in left_out])
+    yield _use(folder)
+
+
+def _left_out(images: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """Yield the lines about images that could not be read: name and reason of each."""
+    for reason, count in Counter(reason for _, reason in images).most_common():
         yield f"left out   {count} x {reason}"
-        yield from _names([name for _, name, why in left_out if why == reason])
-    yield f"use it     dira run --data {shlex.quote(str(folder))}"
+        yield from _names([name for name, why in images if why == reason])
+
+
+def _use(folder: Path) -> str:
+    return f"use it     dira run --data {shlex.quote(str(folder))}"
+
+
+def _processes(workers: int | None) -> int:
+    return len(os.sched_getaffinity(0)) if workers is None else workers
 
 
 def _raw_bytes(entry: Entry) -> int:

@@ -14,6 +14,7 @@ from dira_core.cli.config import recipe_flags
 from dira_core.errors import RecipeError
 from dira_core.launch import Launch, attended, launch
 from dira_core.layering import Layer, default_preset, file_layer
+from dira_core.pace import in_words
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.runfolder import RECIPE, new_run_folder, run_of_job
@@ -131,7 +132,7 @@ def train(recipe: Recipe, resume: Path | None, out: Path, name: str | None) -> N
             typer.echo(f"saved; continue with: dira run --resume {folder}", err=True)
         sys.exit(EXIT_PREEMPTED)
     if first:
-        show(result)
+        show(result, recipe.loader.workers)
 
 
 def resumed(folder: Path, asked: list[Layer]) -> Recipe:
@@ -181,8 +182,8 @@ def title(recipe: Recipe) -> str:
     return "-".join([*(role.name for role in roles if role), recipe.backbone.name, data])
 
 
-def show(result: Result) -> None:
-    """Print what was learned, before and after."""
+def show(result: Result, workers: int) -> None:
+    """Print what was learned, before and after, and who waited for whom."""
     before, after = result.summary["before"], result.summary["after"]
     rows = [
         ("kNN accuracy of frozen features", "knn", "{:.1%}"),
@@ -196,6 +197,7 @@ def show(result: Result) -> None:
         if before.get(key) is not None and after.get(key) is not None:
             typer.echo(f"{text:40}{form.format(before[key]):>10}{form.format(after[key]):>10}")
     typer.echo(f"{result.summary['steps']} steps, {result.summary['images_per_s']:.0f} images/s")
+    typer.echo(in_words(result.summary, workers))
     if result.summary["unreadable"]:
         typer.echo(f"{result.summary['unreadable']} images could not be read, see unreadable.txt")
     typer.echo(f"weights   {result.folder}/weights/backbone.safetensors")

@@ -148,6 +148,8 @@ class Index:
             arrays = load(data)
             texts = json.loads(arrays.pop("json").tobytes())
             entries = arrays.pop("entries").reshape(-1).view(ENTRY)
+            if not np.isin(entries["bytes"], list(TYPES)).all():
+                raise ValueError("pixels of a type there is not")
             columns = {name.removeprefix("column."): array for name, array in arrays.items()}
             left_out = [tuple(entry) for entry in texts["left_out"]]
             return cls(entries, texts["names"], left_out, columns, texts["texts"])

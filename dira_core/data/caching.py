@@ -9,38 +9,27 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dira_core.builtins import CACHE, CacheOptions
+from dira_core.builtins import CacheOptions, is_cache
 from dira_core.data import cacheindex
+from dira_core.data.building import PLAN, begin, owned, write_parts
 from dira_core.data.cache import CacheSource
 from dira_core.data.cacheindex import Index, piece_name, values
 from dira_core.data.loader import read_image
 from dira_core.data.manifest import ManifestSource
-from dira_core.data.pieces import PIECE, Pieces, part_of, positions, read_piece, stored, writing
-from dira_core.data.workers import Workers
-from dira_core.errors import DataError, ResourceError, RunFolderError
-from dira_core.files import TEMPORARY, write_atomic
-from dira_core.lock import Lock
+from dira_core.data.pieces import PIECE, Pieces, part_of, positions, read_piece, stored
+from dira_core.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
     from dira_core.roles import Source
 
-PLAN = "building.json"
-"""What a cache that is not complete yet is made from."""
-
-LOCK = "cache.lock"
-
 SAMPLE = 16
 """Images read beforehand, to know how much space all of them will take."""
-
-HANGS = 3600.0
-"""Seconds after which a piece is said to hang."""
 
 
 def build(
@@ -70,83 +59,27 @@ def build(
     """
     given = {"fingerprint": source.fingerprint(), "images": len(source), "grey": grey}
     wanted = json.loads(json.dumps({**made_from, **given, "piece": PIECE}))
-    with _owned(folder):
-        if not _begun(folder, wanted):
+    with owned(folder):
+        complete = cacheindex.read_header(folder).made_from if is_cache(folder) else None
+        begin(folder, wanted, complete)
+        if complete is None:
             _decode(source, folder, grey, workers, tick)
             _complete(source, folder, wanted)
         return CacheSource(CacheOptions(path=folder))
-
-
-@contextmanager
-def _owned(folder: Path) -> Iterator[None]:
-    """Lock a folder, make it if need be, and sweep away what a killed process left half done."""
-    lock = Lock(folder / LOCK)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.take()
-    try:
-        for path in folder.iterdir():
-            if TEMPORARY.fullmatch(path.name):
-                path.unlink()
-        yield
-    finally:
-        lock.release()
-
-
-def _begun(folder: Path, wanted: Mapping[str, Any]) -> bool:
-    """Say whether a folder holds the whole cache that is wanted, or none; write the plan of it.
-
-    Raises:
-        RunFolderError: It holds something else.
-    """
-    complete, plan = (folder / CACHE).is_file(), folder / PLAN
-    if complete or plan.is_file():
-        held = cacheindex.read_header(folder).made_from if complete else _plan(plan)
-        differing = sorted(k for k in wanted.keys() | held.keys() if wanted.get(k) != held.get(k))
-        if differing:
-            said = ", ".join(f"{k} is {held.get(k)}, not {wanted.get(k)}" for k in differing)
-            raise RunFolderError(
-                f"{folder} holds a cache of other images or settings ({said}): use another --out, "
-                "or remove it"
-            )
-        return complete
-    if {path.name for path in folder.iterdir()} - {LOCK}:
-        raise RunFolderError(f"{folder} holds something else than a cache: use another --out")
-    write_atomic(plan, json.dumps(wanted, indent=1).encode())
-    return False
-
-
-def _plan(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_bytes()))
-    except (ValueError, TypeError) as error:
-        raise RunFolderError(
-            f"{path} is damaged: remove its folder, or use another --out"
-        ) from error
 
 
 def _decode(
     source: Source, folder: Path, grey: bool, workers: int, tick: Callable[[int], object]
 ) -> None:
     """Write the pieces that are not there yet."""
-    numbers = range(-(-len(source) // PIECE))
-    missing = []
-    for number in numbers:
+    pieces, missing = Pieces(source, folder, grey), []
+    for number in range(-(-len(source) // PIECE)):
         if read_piece(folder, number) is None:
             missing.append(number)
         else:
-            tick(len(positions(source, number)))
+            tick(pieces.images(number))
     _check_space(source, folder, grey, missing)
-    pieces = Pieces(source, folder, grey)
-    if workers == 0 or len(missing) < 2:
-        for number in missing:
-            pieces.write(number)
-            tick(len(positions(source, number)))
-        return
-    processes = Workers(pieces, min(workers, len(missing)), timeout=HANGS, pinned=False)
-    with closing(processes):
-        for number, _ in zip(missing, processes.answers(missing), strict=True):
-            tick(len(positions(source, number)))
+    write_parts(pieces, missing, workers, tick)
 
 
 def _check_space(source: Source, folder: Path, grey: bool, missing: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,13 +16,27 @@ from dira_core.data.crops import centre_box, crop_boxes, crop_resize, normalise,
 from dira_core.data.pyramid import crop_level, on_grid, place
 from dira_core.data.workers import Workers
 from dira_core.distributed import rank, world_size
-from dira_core.draws import Draws, shuffled
+from dira_core.draws import Draws, shuffled, shuffled_in_blocks
 from dira_core.errors import DataError, DiraError, PluginError
 
 if TYPE_CHECKING:
     from dira_core.roles import Source
     from dira_core.settings import Settings
     from dira_core.types import Image
+
+
+class Making(NamedTuple):
+    """Seconds that crops took: to read the images, and to cut them."""
+
+    reading: float = 0.0
+    cropping: float = 0.0
+
+    def plus(self, other: Making) -> Making:
+        """Return the sum of both."""
+        return Making(self.reading + other.reading, self.cropping + other.cropping)
+
+
+NOTHING = Making()
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Crops:
         label: Visual word of each image, (B,) int64, or None.
         unreadable: Images of this batch that could not be read, and why. The next readable image of
             the source stands in for each, in `index` too.
+        spent: What they took, where they were made.
     """
 
     pixels: tuple[Tensor, ...]
@@ -42,6 +58,7 @@ class Crops:
     index: Tensor
     label: Tensor | None = None
     unreadable: tuple[tuple[int, str], ...] = ()
+    spent: Making = NOTHING
 
     def pin_memory(self) -> Crops:
         """Return these crops in page-locked memory; DataLoader calls it."""
@@ -171,7 +188,9 @@ class CropDataset(Dataset[Crops]):
         Raises:
             DataError: Too many images are unreadable, or their numbers of axes differ.
         """
+        started = time.perf_counter()
         read = [self._images.readable(index) for index in request.indices]
+        reading = time.perf_counter() - started
         index = torch.tensor([at for at, _ in read])
         images = [image for _, image in read]
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
@@ -189,6 +208,7 @@ class CropDataset(Dataset[Crops]):
             index=index,
             label=None if self._words is None else self._words[index],
             unreadable=tuple((i, reason) for i, reason in reasons if reason is not None),
+            spent=Making(reading, time.perf_counter() - started - reading),
         )
 
     def __getitems__(self, request: Request) -> Crops | DiraError:
@@ -234,6 +254,7 @@ class Loader:
         batch_size: Images of a batch in this process.
         batches_per_epoch: Complete batches of an epoch, over all processes.
         unreadable: Images met so far that cannot be read, and why.
+        spent: What all crops so far took, by whoever made them.
 
     Raises:
         DataError: The source has fewer images than one step needs.
@@ -252,7 +273,9 @@ class Loader:
                 "--batch-size or more data"
             )
         self.unreadable: dict[int, str] = {}
+        self.spent = Making()
         self._n = len(source)
+        self._blocks = source.blocks
         self._seed = settings.seed
         self._dataset = CropDataset(source, settings, n_views)
         self._workers: Workers | None = None
@@ -264,7 +287,11 @@ class Loader:
 
     def order(self, epoch: int, salt: int = 0) -> Tensor:
         """Return the order of the images in an epoch, (N,) int64; `salt` gives another one."""
-        return shuffled(self._n, seed=salted(self._seed, salt), epoch=epoch)
+        seed = salted(self._seed, salt)
+        if self._blocks is None:
+            return shuffled(self._n, seed=seed, epoch=epoch)
+        sizes, together = self._blocks.sizes.tolist(), self._blocks.together
+        return shuffled_in_blocks(sizes, together, seed=seed, epoch=epoch)
 
     def crops(self, indices: Sequence[int], epoch: int, salt: int = 0) -> Crops:
         """Return the crops of some images in an epoch, made in this process."""
@@ -290,6 +317,7 @@ class Loader:
         )
         for crops in made:
             self.unreadable.update(crops.unreadable)
+            self.spent = self.spent.plus(crops.spent)
             yield crops
 
     def close(self) -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import uuid
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
-from torch.utils.data import Dataset
 
+from dira_core.data.building import Parts, appearing
 from dira_core.data.cacheindex import ENTRY, TYPES, Entry, Index, piece_name, values
 from dira_core.data.crops import reduce_channels
 from dira_core.data.loader import read_image
 from dira_core.data.pyramid import levels
-from dira_core.errors import DataError, DiraError, ResourceError, RunFolderError
+from dira_core.errors import DataError
 from dira_core.files import write_atomic
 from dira_core.types import Image
 
@@ -45,28 +41,7 @@ def part_of(folder: Path, number: int) -> Path:
     return folder / f"piece-{number:06d}.part"
 
 
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a failed write into an error that a user can mend.
-
-    Raises:
-        ResourceError: No space is left.
-        RunFolderError: The folder cannot be written to for another reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"no space left in {folder}: free some and give the same command again, it goes on "
-                "where it was"
-            ) from error
-        raise RunFolderError(
-            f"cannot write in {folder} ({error.strerror}): mend it, or use another --out"
-        ) from error
-
-
-class Pieces(Dataset[None]):
+class Pieces(Parts):
     """Write pieces of a cache, one request each.
 
     Args:
@@ -80,19 +55,15 @@ class Pieces(Dataset[None]):
         self._folder = folder
         self._grey = grey
 
-    def __getitems__(self, number: int) -> DiraError | None:
-        """Write a piece; return the error, if there is one."""
-        try:
-            self.write(number)
-        except DiraError as error:
-            return error
-        return None
+    def images(self, number: int) -> int:
+        """Return how many images of the source make up a piece."""
+        return len(positions(self._source, number))
 
     def write(self, number: int) -> None:
         """Write the pixels of a piece, then what is known of them; one image is in memory."""
         entries, names, left_out = [], [], []
         path = self._folder / piece_name(number)
-        with _appearing(path) as file:
+        with appearing(path) as file:
             for position in positions(self._source, number):
                 name = self._source.name(position)
                 try:
@@ -103,22 +74,6 @@ class Pieces(Dataset[None]):
                     left_out.append((position, name, str(error)))
         index = Index(np.array(entries, ENTRY), names, left_out, {}, {})
         write_atomic(part_of(self._folder, number), index.to_bytes())
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file aside; it has its name once it is on disk."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with writing(path.parent):
-        try:
-            with aside.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
 
 
 def append(file: BinaryIO, image: Image, grey: bool, position: int, piece: int) -> Entry:

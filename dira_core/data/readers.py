@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -85,6 +86,11 @@ def inspect(path: Path, window: Window) -> tuple[Image, Decoded]:
         note = f"a {decoded.format} file named {path.suffix.lower()}"
         decoded = replace(decoded, notes=(*decoded.notes, note))
     return to_image(decoded, window), decoded
+
+
+def read_bytes(data: bytes, window: Window) -> Image:
+    """Read an image from the content of its file; raises as `read` does."""
+    return to_image(decode(BytesIO(data), len(data), voi=window == "auto"), window)
 
 
 def sniff(head: bytes) -> str | None:

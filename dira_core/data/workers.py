@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from dira_core.errors import DataError, DiraError
+from dira_core.signals import die_with_parent
 
 TRAINERS = (signal.SIGINT, signal.SIGTERM)
 """Signals for the trainer alone, which needs batches until it has saved."""
@@ -40,6 +41,7 @@ class Workers:
             batch_sampler=self._requests,
             num_workers=number,
             collate_fn=_as_it_is,
+            worker_init_fn=_with_the_trainer,
             pin_memory=pinned,
             timeout=POLL_SECONDS,
             persistent_workers=True,
@@ -117,3 +119,8 @@ def _kill(processes: Sequence[BaseProcess]) -> None:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+def _with_the_trainer(number: int) -> None:
+    """End with the trainer, at once: torch's own watchdog takes five seconds and more."""
+    die_with_parent()

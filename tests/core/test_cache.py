@@ -155,7 +155,7 @@ def test_workers_write_the_same_bytes(tmp_path: Path) -> None:
     files = [sorted((tmp_path / name).iterdir()) for name in ("here", "there")]
     assert [p.name for p in files[0]] == [p.name for p in files[1]]
     for one, other in zip(*files, strict=True):
-        if one.name != "cache.lock":
+        if one.name != "building.lock":
             assert one.read_bytes() == other.read_bytes()
     assert sum(ticks) == 2 * n
 
@@ -255,7 +255,7 @@ def test_a_cache_of_something_else_is_refused_and_the_same_one_is_left_alone(
     with pytest.raises(RunFolderError, match="window is None, not full"):
         build(TinySource(9), folder, {"source": "test", "window": "full"})
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(RunFolderError, match="something else than a cache"):
+    with pytest.raises(RunFolderError, match="holds something else: use another --out"):
         built(TinySource(9), tmp_path)
 
 

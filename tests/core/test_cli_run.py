@@ -11,7 +11,13 @@ from kit import SMALL, Dira, kit
 from parts import outcome
 
 import dira_core
+from dira_core.cli.run import resumed
+from dira_core.errors import RecipeError
+from dira_core.layering import Layer
+from dira_core.recipe import Recipe, to_toml
+from dira_core.resolving import resolve
 from dira_core.runfolder import read_lines
+from dira_core.settings import Train
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -162,6 +168,72 @@ def test_a_resumed_run_refuses_other_changes_by_name(
         f"error: --resume continues the same run, {keys} cannot change: start a new one with "
         f"--recipe {folder}/recipe.toml and your changes\n"
     )
+
+
+REFUSED = {
+    "seed": 3,
+    "init": "imagenet",
+    "data.n": 99,
+    "backbone.name": "resnet18",
+    "discriminator.dim": 8,
+    "restorer.widths": [4, 4, 4],
+    "adversary.widths": [4, 4, 4, 4],
+    "views.size": 32,
+    "weights.res": 1.0,
+    "optimizer.lr": 0.5,
+    "critic_optimizer.lr": 0.5,
+    "stages": [{"name": "a"}],
+    "train.epochs": 9,
+    "train.batch_size": 2,
+    "train.accumulate": 2,
+    "train.precision": "auto",
+    "train.channels_last": False,
+    "train.device": "cuda",
+    "train.processes": 2,
+    "train.sync_norm": True,
+    "train.deterministic": False,
+}
+"""What a resumed run must not change: another value of every key, or of one key of a table."""
+
+ALLOWED = {
+    "train.strategy": "fsdp",
+    "train.recompute": True,
+    "train.compile": True,
+    "train.timeout_s": 5.0,
+    "loader.workers": 3,
+    "log.every": 7,
+    "checkpoint.every_steps": 99,
+    "health.policy": "stop",
+}
+"""What it may change."""
+
+
+def changed(key: str, value: object) -> Layer:
+    """Return a layer with one key."""
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return Layer(key, value)
+
+
+def test_every_key_may_or_may_not_be_changed_by_a_resume(tmp_path: Path) -> None:
+    tables = [key for key in Recipe.model_fields if key != "train"]
+    listed = {k if k.startswith("train.") else k.partition(".")[0] for k in REFUSED | ALLOWED}
+    assert listed == {*tables, *(f"train.{key}" for key in Train.model_fields)}
+    values = {
+        **{"data": "small-set", "backbone": "small-net", "views": {"size": 16}},
+        **{"discriminator": "simsiam", "restorer": "unet", "adversary": "patchgan"},
+        "train": {"precision": "fp32"},
+    }
+    (tmp_path / "recipe.toml").write_text(to_toml(resolve([Layer("first", values)]).recipe))
+    for key, value in ALLOWED.items():
+        found = resumed(tmp_path, [changed(key, value)]).model_dump()
+        for part in key.split("."):
+            found = found[part]
+        assert found == value
+    for key, value in REFUSED.items():
+        with pytest.raises(RecipeError, match=f"same run, .*{key}.* cannot change"):
+            resumed(tmp_path, [changed(key, value)])
 
 
 def test_resuming_what_is_no_run_says_so(dira: Dira) -> None:

@@ -20,7 +20,7 @@ from distributions import offered
 from parts import outcome, small_run, small_settings, small_trio
 from torch import Tensor
 
-from dira_core import Discriminator, Encodings, Objective, Progress, session
+from dira_core import Discriminator, Encodings, Objective, Progress, pace
 from dira_core.api import Result, pretrain
 from dira_core.errors import CheckpointError, DivergedError, PluginError
 from dira_core.plugins import installed
@@ -335,7 +335,7 @@ def test_a_resumed_run_counts_its_speed_from_where_it_resumed(
     with pytest.raises(DivergedError):
         run_with(collapsing(), tmp_path / "run", Said(), health={"policy": "stop"})
     ticks = SimpleNamespace(perf_counter=itertools.count().__next__)
-    monkeypatch.setattr(session, "time", ticks)
+    monkeypatch.setattr(pace, "time", ticks)
     said = Said()
     run_with(collapsing(), tmp_path / "run", said, resume=True)
     assert said.about("resumed from step-00000004: epoch 1 of 3, step 4 of 18")

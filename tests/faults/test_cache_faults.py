@@ -35,7 +35,7 @@ def build_at(folder: Path, workers: int = 0, of: TinySource | None = None) -> No
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "cache.lock"}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "building.lock"}
 
 
 @pytest.fixture(scope="module")

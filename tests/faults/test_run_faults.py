@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit import SMALL, kit
+from kit import SMALL, command, kit
 from parts import forked, outcome, small_run
 
 from dira_core import checkpoint_draft, cli
@@ -155,17 +155,6 @@ def test_a_run_that_survived_steps_that_are_not_finite_leaves_finite_weights(
     for group in tensors.values():
         broken = [name for name, value in group.items() if not torch.isfinite(value).all()]
         assert broken == []
-
-
-def command(parts: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """Start the real command in a process of its own."""
-    path = os.pathsep.join([str(parts), os.environ.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        [sys.executable, "-m", "dira_core", "run", *arguments],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

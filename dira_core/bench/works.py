@@ -1,0 +1,88 @@
+"""Pieces of work that processes do together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from dira_core.api import Game, shared_out
+from dira_core.bench.contests import MOMENTUM, mocov2_students
+from dira_core.bench.step import advance
+from dira_core.build import build_source, build_trio
+from dira_core.distributed import gather_rows, world_size
+from dira_core.nn.teacher import Teacher
+from dira_core.parallel import chosen_strategy
+from dira_core.recipe import Recipe
+
+ROWS, DIM = 128, 8192
+"""Embeddings of all processes together, and their width, as Barlow Twins has them."""
+
+Work = Callable[[], object]
+
+
+def whole_step(recipe: Recipe, strategy: str) -> Work:
+    """Train one step, views included, data not."""
+    train = recipe.train.model_copy(update={"processes": 1, "strategy": strategy})
+    recipe = recipe.model_copy(update={"train": shared_out(train)})
+    game = Game(build_trio(recipe), build_source(recipe), recipe)
+    crops = next(game.loader.batches(0, 0, 0))
+    return lambda: advance(game.trainer, crops)
+
+
+def gathered_embeddings(recipe: Recipe, strategy: str) -> Work:
+    """Gather the embeddings of two views, with the way back of their gradients."""
+    views = [torch.randn(ROWS // world_size(), DIM, requires_grad=True) for _ in range(2)]
+    pull = torch.randn(ROWS, DIM)
+
+    def work() -> list[Tensor | None]:
+        for view in views:
+            gather_rows(view).backward(pull)  # type: ignore[no-untyped-call]
+        return [view.grad for view in views]
+
+    return work
+
+
+def gathered_forward(recipe: Recipe, strategy: str) -> Work:
+    """Gather the embeddings of two views."""
+    views = [torch.randn(ROWS // world_size(), DIM) for _ in range(2)]
+    return lambda: [gather_rows(view) for view in views]
+
+
+def reduced_correlation(recipe: Recipe, strategy: str) -> Work:
+    """Add up the correlation matrix over processes, as the published code does."""
+    correlation = torch.randn(DIM, DIM)
+    return lambda: dist.all_reduce(correlation)
+
+
+class Students(nn.Module):
+    """A ResNet-50 with MoCo-v2's head, and their teacher."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.students = nn.ModuleList(mocov2_students())
+        self.teacher = Teacher([*self.students])
+
+
+def teacher_update(recipe: Recipe, strategy: str) -> Work:
+    """Move a teacher of 28 million weights."""
+    torch.manual_seed(0)
+    sharing, students = chosen_strategy(strategy), Students()
+    sharing.wrap(students)
+
+    def work() -> None:
+        with sharing.changing():
+            students.teacher.update(MOMENTUM)
+
+    return work
+
+
+WORKS: Mapping[str, Callable[[Recipe, str], Work]] = {
+    "step": whole_step,
+    "gather": gathered_forward,
+    "gather and back": gathered_embeddings,
+    "all-reduce": reduced_correlation,
+    "teacher": teacher_update,
+}

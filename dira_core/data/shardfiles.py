@@ -1,0 +1,222 @@
+"""Tar shards wherever they are: found by a pattern, fetched when they are remote, read by range."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import uuid
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fsspec
+
+from dira_core.data.folder import printable
+from dira_core.errors import DataError, RecipeError
+
+MOST_SHARDS = 100_000
+"""What a pattern may stand for at most."""
+
+OPEN = 16
+"""Shards kept open by a process."""
+
+
+class Shard(NamedTuple):
+    """One tar file: where it is, and its size in bytes."""
+
+    url: str
+    size: int
+
+    @property
+    def name(self) -> str:
+        """The last part of where it is."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def home(self) -> str:
+        """Where it is without that part."""
+        return self.url.rpartition("/")[0] or "."
+
+
+def find(pattern: str) -> list[Shard]:
+    """Return the shards of a folder, a file or a pattern, sorted by where they are.
+
+    Args:
+        pattern: A path or an fsspec URL; `*`, `?`, `{a,b}` and `{000..012}` stand for others.
+
+    Raises:
+        DataError: There are none, or they cannot be reached.
+        RecipeError: The URL needs a package that is not installed.
+    """
+    found: set[Shard] = set()
+    for one in expanded(pattern):
+        found.update(_remote(one) if "://" in one else _local(one))
+    if not found:
+        raise DataError(f"no .tar file at {printable(pattern)!r}: give a folder of shards, or one")
+    return sorted(found)
+
+
+def expanded(pattern: str) -> list[str]:
+    """Return what the braces of a pattern stand for: `{a,b}`, `{0..9}`, with leading zeros kept."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if found is None:
+        return [pattern]
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", found[1])
+    if ends is None:
+        values = found[1].split(",")
+    else:
+        first, last = (int(end) for end in ends.groups())
+        if not 0 <= last - first < MOST_SHARDS:
+            raise RecipeError(f"{found[0]} in a pattern of shards stands for none, or for too many")
+        values = [f"{number:0{len(ends[1])}d}" for number in range(first, last + 1)]
+    pieces = (pattern[: found.start()] + value + pattern[found.end() :] for value in values)
+    everything = list(itertools.islice(itertools.chain(*map(expanded, pieces)), MOST_SHARDS + 1))
+    if len(everything) > MOST_SHARDS:
+        raise RecipeError(f"{printable(pattern)!r} stands for more than {MOST_SHARDS} shards")
+    return everything
+
+
+def _local(pattern: str) -> Iterator[Shard]:
+    path = Path(pattern)
+    if path.is_dir():
+        paths = sorted(path.glob("*.tar"))
+    elif re.search(r"[*?]", pattern):
+        paths = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+    else:
+        paths = [path]
+    for each in paths:
+        if not each.is_file():
+            raise DataError(f"no shard {printable(str(each))!r}: give existing ones")
+        yield Shard(str(each), each.stat().st_size)
+
+
+def _remote(pattern: str) -> Iterator[Shard]:
+    with reaching(pattern):
+        files, path = fsspec.core.url_to_fs(pattern)
+        if not path.endswith(".tar"):
+            path = f"{path.rstrip('/')}/*.tar"
+        for each in files.glob(path):
+            yield Shard(files.unstrip_protocol(each), int(files.info(each)["size"]))
+
+
+@contextmanager
+def reaching(url: str) -> Iterator[None]:
+    """Turn whatever goes wrong on the way to a URL into an error that a user can mend.
+
+    Raises:
+        DataError: It cannot be reached, or is not there.
+        RecipeError: A package is missing, or nobody knows the protocol.
+    """
+    name = printable(url)
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"nothing at {name!r}: give shards that are there") from error
+    except (ImportError, ValueError) as error:
+        raise RecipeError(f"{name!r} cannot be read ({error}): install what it needs") from error
+    except DataError:
+        raise
+    except Exception as error:  # every protocol raises its own
+        raise DataError(
+            f"{name!r} cannot be reached ({type(error).__name__}): try again later, then continue "
+            "with --resume"
+        ) from error
+
+
+class ShardFiles:
+    """Read ranges of shards; remote ones are fetched whole, and kept as long as there is room.
+
+    Args:
+        shards: By number.
+        folder: Where copies of remote shards are kept, by all processes.
+        limit: Bytes of copies that are kept.
+    """
+
+    def __init__(self, shards: Sequence[Shard], folder: Path, limit: int) -> None:
+        self._shards = shards
+        self._folder = folder
+        self._limit = limit
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_open": OrderedDict()}
+
+    def read(self, number: int, start: int, length: int) -> bytes:
+        """Return a range of a shard.
+
+        Raises:
+            DataError: It cannot be had.
+        """
+        shard = self._shards[number]
+        try:
+            data = os.pread(self._descriptor(number), length, start)
+        except OSError as error:
+            reason = (error.strerror or "unreadable").lower()
+            raise DataError(f"shard {printable(shard.name)}: {reason}") from error
+        if len(data) != length:
+            raise DataError(f"shard {printable(shard.name)} is cut short")
+        return data
+
+    def path(self, number: int) -> Path:
+        """Return where a shard is on this machine, fetched if need be.
+
+        Raises:
+            DataError: It cannot be had.
+        """
+        shard = self._shards[number]
+        return self._fetched(shard) if "://" in shard.url else Path(shard.url)
+
+    def _descriptor(self, number: int) -> int:
+        """Open a shard; those not read for longest are closed."""
+        if number in self._open:
+            self._open.move_to_end(number)
+        else:
+            self._open[number] = os.open(self.path(number), os.O_RDONLY)
+            if len(self._open) > OPEN:
+                os.close(self._open.popitem(last=False)[1])
+        return self._open[number]
+
+    def _fetched(self, shard: Shard) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        known = hashlib.sha256(shard.url.encode()).hexdigest()[:16]
+        path = self._folder / f"{known}-{shard.size}.tar"
+        with _alone(path.with_suffix(".lock")):
+            if path.is_file():
+                os.utime(path)
+                return path
+            make_room(self._folder, self._limit - shard.size)
+            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+            try:
+                with reaching(shard.url), fsspec.open(shard.url) as there, aside.open("xb") as here:
+                    shutil.copyfileobj(there, here, 2**22)
+                if aside.stat().st_size != shard.size:
+                    raise DataError(f"shard {printable(shard.name)} came in another size")
+                aside.replace(path)
+            finally:
+                aside.unlink(missing_ok=True)
+        return path
+
+
+def make_room(folder: Path, limit: int) -> None:
+    """Remove copies of shards, those not read for longest first, until they take `limit` bytes."""
+    copies = sorted((path.stat().st_mtime_ns, path) for path in folder.glob("*.tar"))
+    taken = sum(path.stat().st_size for _, path in copies)
+    for _, path in copies:
+        if taken <= limit:
+            return
+        taken -= path.stat().st_size
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is in here."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
