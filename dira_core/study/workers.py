@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -122,7 +124,17 @@ class Submitted(Workers):
 def _work(folder: str, threads: int | None = None) -> None:
     from dira_core.study.work import work  # torch is for the process that works
 
+    threading.Thread(
+        target=_leave_with, args=[multiprocessing.parent_process()], daemon=True
+    ).start()
     work(folder, threads)
+
+
+def _leave_with(parent: BaseProcess | None) -> None:
+    """Save and leave when whoever started this process is gone: nobody else would stop it."""
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _ending(code: int | None) -> str:
