@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dira_core.files import write_atomic
 from dira_core.layering import Layer, gather
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
-from dira_core.study.plan import PRETRAINED, Arm, Study, Task
+from dira_core.study.plan import Arm, Study, Task
 from dira_core.transfer.plan import Way, transfer_plan
 
 JOBS, ASKED, RESULT, ERROR, LOG = "jobs", "asked.json", "result.json", "error.txt", "log.txt"
@@ -58,31 +58,64 @@ class Job:
         return (self.folder(study) / RESULT).is_file()
 
 
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights to be transferred.
+
+    Attributes:
+        recipe: Of the pretraining; empty without one.
+        arm: Which arm they are.
+        seed: Of the transfer.
+        source: As `dira transfer` takes it; of a pretraining "run".
+        after: Name of the pretraining.
+        first: Whether they are another set than those of earlier seeds.
+    """
+
+    recipe: str
+    arm: Arm
+    seed: int
+    source: str
+    after: str | None
+    first: bool
+
+
 def jobs_of(study: Study) -> list[Job]:
-    """Return all jobs, in the order they are best done: what needs least pretraining comes first.
+    """Return all jobs, in the order they are best done: pretrainings, then what is soon compared.
+
+    Where seeds share their weights, frozen features are measured with the first seed alone: the
+    others could not but find the same.
 
     Raises:
         RecipeError: A recipe or a task is wrong, or recipes cannot be compared.
         PluginError: A plugin they name is broken.
     """
-    flags = network_of({name: recipe_of(study, name) for name in study.recipes})
-    found: list[Job] = []
-    for arm in study.arms:
-        if arm not in PRETRAINED:
-            weights = [
-                (seed, "imagenet" if arm == "imagenet" else f"random:{seed}")
-                for seed in study.seeds
-            ]
-            found += _transfers(study, arm, "", weights, None, flags)
-    for seed in study.seeds:
-        again = study.pretrain_seeds == "each"
-        if again or seed == study.seeds[0]:
-            weights = [(each, RUN) for each in ([seed] if again else study.seeds)]
-            for name, arm in itertools.product(study.recipes, study.arms):
-                if arm in PRETRAINED:
-                    job = _pretraining(study, name, arm, seed)
-                    found += [job, *_transfers(study, arm, name, weights, job.name, flags)]
-    return found
+    network = network_of({name: recipe_of(study, name) for name in study.recipes})
+    again = study.pretrain_seeds == "each"
+    found: dict[str, Job] = {}
+    several: list[Weights] = []
+    for seed, arm in itertools.product(study.seeds, study.arms):
+        first = seed == study.seeds[0]
+        if arm == "random":
+            several.append(Weights("", arm, seed, f"random:{seed}", None, True))
+        elif arm == "imagenet":
+            several.append(Weights("", arm, seed, arm, None, first))
+        else:
+            for name in study.recipes:
+                job = _pretraining(study, name, arm, seed if again else study.seeds[0])
+                found[job.name] = job
+                several.append(Weights(name, arm, seed, RUN, job.name, first or again))
+    places = [
+        (name, way, fraction)
+        for name, task in study.targets.items()
+        for way, fraction in itertools.product(task.ways, task.fractions)
+    ]
+    for name, way, fraction in sorted(places, key=lambda p: (p[1] == "fine-tune", p[2])):
+        for weights in several:
+            if way == "fine-tune" or weights.first:
+                cell = Cell(weights.recipe, weights.arm, name, way, fraction, weights.seed)
+                job = _transfer(study.targets[name], cell, weights, network)
+                found[job.name] = job
+    return [*found.values()]
 
 
 def recipe_of(study: Study, name: str, arm: Arm | None = None, seed: int = 0) -> Recipe:
@@ -138,32 +171,19 @@ def _pretraining(study: Study, name: str, arm: Arm, seed: int) -> Job:
     return Job(f"pretrain/{name}-{arm}-seed{seed}", asked)
 
 
-def _transfers(
-    study: Study,
-    arm: Arm,
-    recipe: str,
-    weights: Sequence[tuple[int, str]],
-    after: str | None,
-    network: Sequence[Layer],
-) -> Iterator[Job]:
-    """Yield the transfers of one set of weights, by seed."""
-    label = f"{recipe}-{arm}" if recipe else arm
-    for name, task in study.targets.items():
-        for way in task.ways:
-            for fraction in task.fractions:
-                for seed, source in weights:
-                    cell = Cell(recipe, arm, name, way, fraction, seed)
-                    asked = {
-                        "kind": "transfer",
-                        "weights": source,
-                        "after": after,
-                        "plan": _plan(task, cell, network, name),
-                    }
-                    place = f"transfer/{name}/{way}-{fraction:g}/{label}-seed{seed}"
-                    yield Job(place, asked, after, cell)
+def _transfer(task: Task, cell: Cell, weights: Weights, network: Sequence[Layer]) -> Job:
+    label = f"{cell.recipe}-{cell.arm}" if cell.recipe else cell.arm
+    asked = {
+        "kind": "transfer",
+        "weights": weights.source,
+        "after": weights.after,
+        "plan": _plan(task, cell, network),
+    }
+    place = f"{cell.target}/{cell.way}-{cell.fraction:g}/{label}-seed{cell.seed}"
+    return Job(f"transfer/{place}", asked, weights.after, cell)
 
 
-def _plan(task: Task, cell: Cell, network: Sequence[Layer], name: str) -> dict[str, Any]:
+def _plan(task: Task, cell: Cell, network: Sequence[Layer]) -> dict[str, Any]:
     flags = [
         *network,
         Layer.at("ways", ("way",), cell.way),
@@ -173,7 +193,7 @@ def _plan(task: Task, cell: Cell, network: Sequence[Layer], name: str) -> dict[s
     try:
         plan = transfer_plan(task.target, task.data, task.set, flags)
     except RecipeError as error:
-        raise RecipeError(f"targets.{name}: {error}") from error
+        raise RecipeError(f"targets.{cell.target}: {error}") from error
     return plan.model_dump(mode="json")
 
 

@@ -19,9 +19,6 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,6
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
-PRETRAINED: tuple[Arm, ...] = ("di", "dir", "dira")
-"""Arms that a recipe pretrains: its modes."""
-
 
 class Pretraining(Options):
     """What `dira run` is asked for; every key is the flag of that name."""
@@ -65,7 +62,8 @@ class Study(Options):
     pretrain_seeds: Literal["each", "first"] = Field(
         "each",
         description="each: every seed pretrains anew; first: one pretraining is transferred with "
-        "every seed, as in the paper, and what differs between pretrainings stays unseen",
+        "every seed, as in the paper; what differs between pretrainings stays unseen, and frozen "
+        "features have nothing to vary",
     )
     pretrain: Pretraining = Field(
         default_factory=Pretraining, description="what all recipes have in common"
@@ -81,7 +79,7 @@ class Study(Options):
         for name in ("arms", "seeds"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ValueError(f"{name} names something twice")
-        if any(arm in PRETRAINED for arm in self.arms) and not self.recipes:
+        if {*self.arms} - {"random", "imagenet"} and not self.recipes:
             raise ValueError("di, dir and dira need a recipe: add a table [recipes.NAME]")
         return self
 

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -144,7 +144,9 @@ def csv_text(outcomes: Sequence[Outcome]) -> str:
     return file.getvalue()
 
 
-def entries(study: Study, outcomes: Sequence[Outcome]) -> dict[Place, list[Entry]]:
+def entries(
+    study: Study, jobs: Sequence[Job], outcomes: Sequence[Outcome]
+) -> dict[Place, list[Entry]]:
     """Return what the tables show, by place; weights with a seed missing are left out.
 
     Raises:
@@ -158,13 +160,14 @@ def entries(study: Study, outcomes: Sequence[Outcome]) -> dict[Place, list[Entry
         if outcome.features in ("fine-tune", task.features):
             of = grouped[cell.target, cell.way, cell.fraction]
             of[cell.recipe, cell.arm].append(outcome)
+    wanted = Counter(replace(job.cell, seed=0) for job in jobs if job.cell is not None)
     found: dict[Place, list[Entry]] = {}
     for place, arms in grouped.items():
         images: list[str] = []
         for (recipe, arm), seeds in arms.items():
             metric = metric_of(study, seeds[0])
             values = [outcome.scores.get(metric) for outcome in seeds]
-            if len(seeds) < len(study.seeds) or None in values:
+            if len(seeds) < wanted[replace(seeds[0].cell, seed=0)] or None in values:
                 continue
             tables = [Predictions(outcome.predictions) for outcome in seeds]
             images = images or tables[0].images

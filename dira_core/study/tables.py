@@ -183,12 +183,14 @@ class Layout:
     ) -> Text:
         found = [self._compared.get((recipe, arm, other, place)) for other in against]
         marks = [mark(each) for each in found if each is not None]
-        return replace(cell, text=" ".join([cell.text, *marks]))
+        return replace(cell, text=" ".join([cell.text, *filter(None, marks)]))
 
 
 def mark(found: Comparison) -> str:
-    """Return the arrow of a comparison: p below 0.05 after Holm's correction."""
-    if found.p_holm is None or found.p_holm >= LEVEL:
+    """Return the arrow of a comparison, by corrected p; nothing where that is not defined."""
+    if found.p_holm is None:
+        return ""
+    if found.p_holm >= LEVEL:
         return "="
     return "↑" if found.difference > 0 else "↓"
 

@@ -19,6 +19,12 @@ from dira_core.study.plan import require_submitit
 GRACE_S = 60.0
 """Seconds that jobs have to save and leave."""
 
+PRELOADED = (
+    "dira_core.study.work",
+    *("sklearn.linear_model", "sklearn.metrics", "sklearn.model_selection", "scipy.ndimage"),
+)
+"""What a job imports, loaded once for all of them: seconds each."""
+
 POLL_S = 2.0
 """Seconds between looks at a cluster's jobs."""
 
@@ -53,7 +59,7 @@ class Here(Workers):
     def __init__(self, n: int) -> None:
         super().__init__(n)
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["dira_core.study.work"])
+        self._context.set_forkserver_preload([*PRELOADED])
         self._threads = max(1, (os.cpu_count() or 1) // n) if n > 1 else None
 
     def start(self, folder: Path) -> None:

@@ -30,7 +30,7 @@ table{{border-collapse:collapse}}td,th{{padding:.25em .7em;border-bottom:1px sol
 def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[str]:
     """Write results and tables of what is done; return the tables as lines of Markdown."""
     outcomes = collect(jobs, folder)
-    tables, record = tabulated(study, outcomes)
+    tables, record = tabulated(study, jobs, outcomes)
     record["jobs"] = {"all": len(jobs), "done": sum(job.done(folder) for job in jobs)}
     text = markdown([*tables]) + "\n" + said(study, record)
     write_atomic(folder / STUDY, study.model_dump_json(indent=1).encode())
@@ -42,9 +42,11 @@ def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[str]:
     return text.splitlines()
 
 
-def tabulated(study: Study, outcomes: Sequence[Outcome]) -> tuple[list[Table], dict[str, Any]]:
+def tabulated(
+    study: Study, jobs: Sequence[Job], outcomes: Sequence[Outcome]
+) -> tuple[list[Table], dict[str, Any]]:
     """Return the tables, and all their numbers as plain data."""
-    found = entries(study, outcomes)
+    found = entries(study, jobs, outcomes)
     compared = comparisons(found)
     record: dict[str, Any] = {
         "dira": __version__,
