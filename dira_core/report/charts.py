@@ -52,7 +52,7 @@ def curves(series: Mapping[str, Points], *, log: bool = False) -> str:
             f'<polyline points="{at}" fill="none" stroke="{colour}" stroke-width="1.6">'
             f"<title>{escape(name)}</title></polyline>"
         )
-    return figure(parts, HEIGHT) + legend([*drawn])
+    return figure(parts, HEIGHT) + (legend([*drawn]) if len(drawn) > 1 else "")
 
 
 def intervals(found: Sequence[Interval]) -> str:

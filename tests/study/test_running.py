@@ -113,6 +113,11 @@ def test_a_study_stopped_in_the_middle_ends_with_the_tables_of_one_that_was_not(
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert "6 of 6 jobs are done" in out
     assert "| Random |" in out
+    code, out, err = dira("report", str(study))
+    assert code == 0, err
+    page = (study / "report.html").read_text()
+    for said in ("Table 5: comparisons", "pretrain/small-di-seed1: Health", "6 of 6 jobs"):
+        assert said in page
     whole = tmp_path / "whole"
     shutil.copytree(study, whole)  # transfers are repeated from the same pretrainings
     shutil.rmtree(whole / "jobs/transfer")
