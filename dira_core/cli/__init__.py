@@ -12,6 +12,7 @@ from dira_core.cli import (
     bench,
     config,
     data,
+    localize,
     plugins,
     report,
     run,
@@ -51,6 +52,7 @@ def command_line() -> typer.Typer:
     app.command("config")(config.config)
     app.command("transfer")(transfer.transfer)
     app.command("targets")(transfer.targets)
+    app.command("localize")(localize.localize)
     app.command("study")(study.study)
     app.command("report")(report.report)
     app.command("export")(weights.export)
@@ -58,7 +60,8 @@ def command_line() -> typer.Typer:
     app.add_typer(plugins.app, name="plugins")
     app.add_typer(data.app, name="data")
     app.add_typer(bench.app, name="bench")
-    ours = {"run", "verify", "config", "transfer", "targets", "study", "report", "export", "import"}
+    ours = {"run", "verify", "config", "transfer", "targets", "localize", "study", "report"}
+    ours |= {"export", "import"}
     ours |= {"plugins", "data", "bench"}
     for command in installed().commands():
         wrong = "the engine has a verb of that name" if command.name in ours else _flaw(command)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,6 +47,10 @@ def transfer(
     epochs: Annotated[
         int | None, typer.Option("--epochs", help="Of fine-tune, at most; it stops by itself.")
     ] = None,
+    seen: Annotated[
+        str | None,
+        typer.Option("--seen", help="Where pretraining saw test images: warn (default), refuse."),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", help="key.key=value, for example target.label=finding; repeatable."),
@@ -77,6 +82,7 @@ def transfer(
         "--backbone": (("backbone",), backbone),
         "--size": (("size",), size),
         "--epochs": (("training", "epochs"), epochs),
+        "--seen": (("seen",), seen),
     }
     flags = [Layer.at(flag, *each) for flag, each in given.items() if each[1] is not None]
     plan = transfer_plan(target, data, assignments or [], flags)
@@ -90,9 +96,11 @@ def transfer(
 
 
 def targets() -> None:
-    """List the labelled tasks, and the files each expects."""
+    """List the labelled tasks, and the files each expects: the body of its options' docstring."""
     for component in installed().components("target"):
-        typer.echo(f"{component.name:8}{component.summary}")
+        typer.echo(f"{component.name:14}{component.summary}")
+        for line in inspect.cleandoc(component.options.__doc__ or "").splitlines()[2:]:
+            typer.echo(f"          {line}")
         for name, field in component.options.model_fields.items():
             typer.echo(f"          target.{name}: {field.description}")
 

@@ -158,15 +158,19 @@ class FileMasks(Masks):
 
     def mask(self, index: int) -> tuple[Array, Array]:
         """Read and tell classes apart; raises as the base class says."""
-        pixels = _mask_pixels(self.files[index])
+        pixels = mask_pixels(self.files[index])
         known = np.ones(pixels.shape, bool) if self.ignore is None else pixels != self.ignore
         if not self.values:
             return ((pixels != 0) & known)[None], known
         return np.stack([pixels == value for value in self.values.values()]), known
 
 
-def _mask_pixels(path: Path) -> Array:
-    """Read a mask as it is stored: no window, and empty ones are welcome."""
+def mask_pixels(path: Path) -> Array:
+    """Read a mask as it is stored, (H, W): no window, and empty ones are welcome.
+
+    Raises:
+        DataError: It cannot be read, or is a colour picture.
+    """
     try:
         with path.open("rb") as file:
             pixels = decode(file, path.stat().st_size, voi=False).pixels

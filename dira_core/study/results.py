@@ -176,7 +176,9 @@ def entries(
                     f"{place[0]}: transfers met different test images, the data changed meanwhile: "
                     "use another --out"
                 )
-            draws = np.mean([table.draws(metric) for table in tables], 0)
+            classes = [name for name in seeds[0].scores if name.startswith(f"{metric} ")]
+            scored = [name.removeprefix(f"{metric} ") for name in classes]
+            draws = np.mean([table.draws(metric, scored) for table in tables], 0)
             known = tuple(100 * value for value in values if value is not None)
             found.setdefault(place, []).append(Entry(recipe, arm, known, 100 * draws))
     return found
@@ -201,30 +203,36 @@ class Predictions:
         self.images = [row["image"] for row in self._rows]
         self._patients = [int(row["patient"]) for row in self._rows]
 
-    def draws(self, metric: Metric) -> Array:
-        """Return the metric for each bootstrap draw of patients, (DRAWS,)."""
+    def draws(self, metric: Metric, scored: Sequence[str]) -> Array:
+        """Return the metric for each bootstrap draw of patients, (DRAWS,).
+
+        Args:
+            metric: Mean over classes.
+            scored: Classes that count.
+        """
         pieces = range(DRAWS // AT_ONCE)
         return np.concatenate(
-            [self._scored(metric, resampled(self._patients, AT_ONCE, seed)) for seed in pieces]
+            [
+                self._scored(metric, scored, resampled(self._patients, AT_ONCE, seed))
+                for seed in pieces
+            ]
         )
 
-    def _scored(self, metric: Metric, weights: Array) -> Array:
+    def _scored(self, metric: Metric, scored: Sequence[str], weights: Array) -> Array:
         if metric == "auc":
-            mean: Array = np.mean([*self._areas(weights)], 0)
+            mean: Array = np.mean([*self._areas(scored, weights)], 0)
             return mean
         name = metric.removesuffix("_per_image")
-        columns = [self._column(c) for c in self._rows[0] if c.startswith(f"{name} ")]
+        columns = [self._column(f"{name} {of}") for of in scored]
         return weighted_mean(np.mean(columns, 0), weights)
 
-    def _areas(self, weights: Array) -> Iterator[Array]:
+    def _areas(self, scored: Sequence[str], weights: Array) -> Iterator[Array]:
         """Yield the AUC of each class that the test images show both sides of."""
-        for column in self._rows[0]:
-            if column.startswith("label "):
-                truth = self._column(column)
-                scores = self._column(f"score {column.removeprefix('label ')}")
-                known = np.isfinite(truth)
-                if len(np.unique(truth[known])) == 2:
-                    yield weighted_auc(truth[known], scores[known], weights[:, known])
+        for name in scored:
+            truth, scores = self._column(f"label {name}"), self._column(f"score {name}")
+            known = np.isfinite(truth)
+            if len(np.unique(truth[known])) == 2:
+                yield weighted_auc(truth[known], scores[known], weights[:, known])
 
     def _column(self, name: str) -> Array:
         return np.array([float(row[name] or "nan") for row in self._rows])

@@ -83,7 +83,7 @@ def linear_scores(
 
     Args:
         x: Training features, (N, D).
-        y: (N, K) of 0 and 1, NaN where not known.
+        y: (N, K) of 0 to 1, NaN where not known; above 0.5 is positive.
         patients: Who each training feature is of.
         x_test: (M, D).
         exclusive: Whether an image has exactly one of the classes.
@@ -99,7 +99,8 @@ def linear_scores(
     columns, chosen = [], []
     for k in range(y.shape[1]):
         known = ~np.isnan(y[:, k])
-        both = np.stack([1 - y[known, k], y[known, k]], 1)
+        positive = (y[known, k] > 0.5).astype(np.float64)
+        both = np.stack([1 - positive, positive], 1)
         probability, c = _searched(x[known], both, who[known], x_test, seed)
         columns.append(probability[:, 1])
         chosen.append(c)

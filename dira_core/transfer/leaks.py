@@ -12,7 +12,7 @@ import numpy as np
 
 from dira_core.build import build_source
 from dira_core.data.folder import FileSource
-from dira_core.errors import DiraError
+from dira_core.errors import DataError, DiraError
 from dira_core.files import digest
 from dira_core.layering import file_layer
 from dira_core.resolving import resolve
@@ -27,20 +27,37 @@ class Overlap:
     Attributes:
         images: How many; None where it cannot be known.
         why_not: Why it cannot be known, or is a lower bound.
+        untrained: Whether there was no pretraining at all.
     """
 
     images: int | None
     why_not: str = ""
+    untrained: bool = False
 
     def record(self) -> dict[str, Any]:
         """Return it for the result."""
         return asdict(self)
+
+    def check(self) -> None:
+        """Refuse test images that are known to have been seen.
+
+        Raises:
+            DataError: Pretraining saw some.
+        """
+        if self.images:
+            raise DataError(
+                f"pretraining saw {self.images} of the test images, and the plan refuses that: "
+                "pretrain on the training part alone (a CSV file with --set data.split=train), or "
+                "say --seen warn and report the number"
+            )
 
     def line(self) -> str:
         """Say it in one line."""
         if self.images is None:
             return f"not known whether pretraining saw test images: {self.why_not}"
         also = f"; {self.why_not}" if self.why_not else ""
+        if self.untrained:
+            return "untrained weights saw no image"
         if self.images:
             return f"WARNING: pretraining saw {self.images} of the test images{also}"
         return f"no test image was seen in pretraining (files compared by their bytes){also}"

@@ -19,7 +19,12 @@ Scores = dict[str, Any]
 
 
 def classification_scores(
-    truth: Array, scores: Array, classes: Sequence[str], *, exclusive: bool
+    truth: Array,
+    scores: Array,
+    classes: Sequence[str],
+    *,
+    exclusive: bool,
+    scored: Sequence[str] | None = None,
 ) -> Scores:
     """Score predictions of labels.
 
@@ -29,9 +34,10 @@ def classification_scores(
             that do not exclude each other.
         classes: K names.
         exclusive: Whether an image has exactly one of the classes.
+        scored: The classes whose mean counts; all of them by default.
 
     Returns:
-        "auc" and "average_precision": mean over classes, "by_class", and the classes "left_out" of
+        "auc" and "average_precision": mean over scored classes, "by_class", and those "left_out" of
         the mean because the images show only one of their sides; "accuracy": part of the images
         whose likeliest class is right, or of the known labels that p >= 0.5 gets right.
 
@@ -41,9 +47,10 @@ def classification_scores(
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     finite(scores)
+    mean_of = classes if scored is None else scored
     return {
-        "auc": _by_class(roc_auc_score, truth, scores, classes),
-        "average_precision": _by_class(average_precision_score, truth, scores, classes),
+        "auc": _by_class(roc_auc_score, truth, scores, classes, mean_of),
+        "average_precision": _by_class(average_precision_score, truth, scores, classes, mean_of),
         "accuracy": accuracy(truth, scores, exclusive=exclusive),
     }
 
@@ -54,7 +61,7 @@ def mean_auc(truth: Array, scores: Array) -> float | None:
 
     finite(scores)
     names = [str(k) for k in range(truth.shape[1])]
-    mean: float | None = _by_class(roc_auc_score, truth, scores, names)["mean"]
+    mean: float | None = _by_class(roc_auc_score, truth, scores, names, names)["mean"]
     return mean
 
 
@@ -84,7 +91,11 @@ def finite(scores: Array) -> None:
 
 
 def _by_class(
-    score: Callable[[Array, Array], float], truth: Array, scores: Array, classes: Sequence[str]
+    score: Callable[[Array, Array], float],
+    truth: Array,
+    scores: Array,
+    classes: Sequence[str],
+    mean_of: Sequence[str],
 ) -> Scores:
     found: dict[str, float | None] = {}
     for k, name in enumerate(classes):
@@ -92,11 +103,11 @@ def _by_class(
         y = truth[known, k]
         both = 0 < y.sum() < len(y)
         found[name] = float(score(y, scores[known, k])) if both else None
-    defined = [value for value in found.values() if value is not None]
+    defined = [found[name] for name in mean_of if found[name] is not None]
     return {
-        "mean": float(np.mean(defined)) if defined else None,
+        "mean": float(np.mean(np.array(defined))) if defined else None,
         "by_class": found,
-        "left_out": [name for name, value in found.items() if value is None],
+        "left_out": [name for name in mean_of if found[name] is None],
     }
 
 

@@ -37,6 +37,7 @@ class Start:
         prepare: What to feed it with.
         decoder: Of the weights, by name; empty without one.
         restorer: Name and options of the decoder that the weights name, or None.
+        chosen: Name and options of the backbone.
         provenance: What the weights are, for the result.
     """
 
@@ -44,7 +45,18 @@ class Start:
     prepare: Preprocessing
     decoder: Mapping[str, Tensor]
     restorer: Mapping[str, Any] | None
+    chosen: Mapping[str, Any]
     provenance: Mapping[str, Any]
+
+    def network(self) -> dict[str, Any]:
+        """Return what it takes to build the backbone again, and to feed it, as plain values."""
+        return {
+            "backbone": dict(self.chosen),
+            "dims": self.backbone.dims,
+            "channels": self.prepare.channels,
+            "size": self.prepare.size,
+            "window": self.prepare.window,
+        }
 
 
 def start(weights: str, plan: Plan) -> Start:
@@ -82,6 +94,7 @@ def start(weights: str, plan: Plan) -> Start:
         prepare,
         parts.restorer,
         said.restorer,
+        chosen,
         {
             "weights": weights if seed is None else f"{RANDOM}:{seed}",
             "sha256": dict(parts.digests),

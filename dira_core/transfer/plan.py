@@ -81,6 +81,9 @@ class Plan(Options):
         None, description="what maps to 0 and 1; none: as the weights were trained, or auto"
     )
     training: Training = Field(default_factory=Training)
+    seen: Literal["warn", "refuse"] = Field(
+        "warn", description="what is done where pretraining saw test images"
+    )
     k: int = Field(20, ge=1, description="neighbours of knn")
     temperature: float = Field(0.07, gt=0, description="of knn: a neighbour weighs exp(cos / t)")
     cache_mb: int = Field(2048, ge=0, description="memory for decoded images")

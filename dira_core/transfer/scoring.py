@@ -46,7 +46,9 @@ class Predicted(NamedTuple):
 def score_labels(target: Labels, test: Array, predicted: Array) -> Predicted:
     """Score predicted labels (M, K) of the test images."""
     truth, classes = target.labels[test], target.classes
-    found = classification_scores(truth, predicted, classes, exclusive=target.exclusive)
+    found = classification_scores(
+        truth, predicted, classes, exclusive=target.exclusive, scored=target.scored
+    )
     header = ["image", "patient", *(f"{kind} {c}" for kind in ("label", "score") for c in classes)]
     numbers = patient_numbers(target, test)
     rows = [

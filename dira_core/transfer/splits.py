@@ -74,7 +74,7 @@ def split(
     Args:
         column: "train", "validation", "test" (or `PARTS`) of each image; empty leaves it out.
         patients: Of each image.
-        labels: (N, K) of 0, 1 and NaN for stratification, or None.
+        labels: (N, K) of 0 to 1 and NaN for stratification, or None.
         fraction: Of the training labels that are used, in (0, 1].
         seed: Of every choice made here.
 
@@ -185,7 +185,7 @@ def portion(
 
 def rarest_class(labels: Array) -> Array:
     """Return the rarest class that each image has, (N,): 0 the rarest of all, K without any."""
-    positive = labels == 1
+    positive = labels > 0.5
     rarest_first = positive.sum(0).argsort(kind="stable")
     ordered = positive[:, rarest_first]
     rank: Array = np.where(ordered.any(1), ordered.argmax(1), labels.shape[1])

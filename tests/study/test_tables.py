@@ -47,7 +47,7 @@ def finished(study: Path, arm: Arm, fraction: float, seed: int) -> Job:
     rng = np.random.default_rng(seed)
     with (folder / "transfer/predictions.csv").open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", "patient", "label sick", "score sick"])
+        writer.writerow(["image", "patient", "label =cmd|sick", "score =cmd|sick"])
         for i in range(40):
             score = rng.normal(i % 2 * 3 * (AUC[arm] - 0.5))
             writer.writerow([f"{i}.png", i // 2, i % 2, f"{score:.4f}"])
@@ -112,7 +112,9 @@ def test_draws_scatter_around_the_score_of_the_predictions(jobs: list[Job], tmp_
     for seed in PLAN.seeds:
         with (tmp_path / f"jobs/transfer/dir-1.0-{seed}/transfer/predictions.csv").open() as file:
             table = [*csv.DictReader(file)]
-        columns = ([float(row[name]) for row in table] for name in ("label sick", "score sick"))
+        columns = (
+            [float(row[name]) for row in table] for name in ("label =cmd|sick", "score =cmd|sick")
+        )
         areas.append(100 * roc_auc_score(*columns))
     assert np.mean(entry.draws) == pytest.approx(np.mean(areas), abs=0.5)
 

@@ -20,6 +20,7 @@ from dira_core.resolving import resolve
 from dira_core.testing import TinyBackbone
 from dira_core.transfer import finetune
 from dira_core.transfer.leaks import common
+from dira_core.transfer.measure import check_truth
 from dira_core.transfer.networks import segmenter, start
 from dira_core.transfer.plan import Plan
 from dira_core.weightfiles import Header
@@ -201,12 +202,34 @@ def test_test_images_seen_in_pretraining_are_counted(labelled: Path, tmp_path: P
     plan = transfer_plan("csv", str(labelled), ["target.label=finding", "way=knn"])
     lines: list[str] = []
     found = measure_transfer(run, plan, tmp_path / "out", lines.append).result["pretraining"]
-    assert found == {"images": 16, "why_not": ""}
+    assert found == {"images": 16, "why_not": "", "untrained": False}
     assert "WARNING: pretraining saw 16 of the test images" in lines
     renamed = resolve(gather(data="phantom", preset="fixed")).recipe
     (run / "recipe.toml").write_text(to_toml(renamed))
     other = measure_transfer(run, plan, tmp_path / "other").result["pretraining"]
     assert other["images"] is None
+
+
+def test_test_images_seen_in_pretraining_are_refused_before_any_work(
+    labelled: Path, tmp_path: Path
+) -> None:
+    run = pretrained(tmp_path / "run", labelled)
+    given = ["target.label=finding", "way=knn", "seen=refuse"]
+    plan = transfer_plan("csv", str(labelled), given)
+    lines: list[str] = []
+    with pytest.raises(DataError, match="pretraining saw 16 of the test images"):
+        measure_transfer(run, plan, tmp_path / "out", lines.append)
+    assert not any("done" in line for line in lines)
+    plan = transfer_plan("csv", str(labelled), [*given, "backbone=small-net", "size=32"])
+    untrained = measure_transfer("random:0", plan, tmp_path / "untrained", lines.append)
+    assert untrained.result["pretraining"]["untrained"]
+    assert "untrained weights saw no image" in lines
+
+
+def test_labels_between_0_and_1_may_train_but_not_test() -> None:
+    check_truth(np.array([[0.0, np.nan], [1, 0]]))
+    with pytest.raises(DataError, match="1 test images have labels between 0 and 1"):
+        check_truth(np.array([[0.0, np.nan], [0.7, 0]]))
 
 
 def test_images_are_the_same_by_their_bytes_whatever_their_names(tmp_path: Path) -> None:

@@ -66,6 +66,14 @@ def test_exclusive_classes_are_scored_one_against_the_rest() -> None:
         assert found["average_precision"]["by_class"][name] == pytest.approx(expected, abs=1e-12)
 
 
+def test_only_scored_classes_enter_the_mean() -> None:
+    rng = np.random.default_rng(1)
+    y, score = rng.integers(0, 2, (30, 3)), rng.random((30, 3))
+    found = classification_scores(y, score, NAMES, exclusive=False, scored=("a", "c"))["auc"]
+    assert set(found["by_class"]) == set(NAMES)
+    assert found["mean"] == pytest.approx((found["by_class"]["a"] + found["by_class"]["c"]) / 2)
+
+
 def test_accuracy_of_labels_counts_known_ones_at_one_half() -> None:
     truth = np.array([[1, np.nan], [0, 1.0]])
     scores = np.array([[0.5, 0.9], [0.7, 0.2]])
