@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from dira_core.components import DistortionOptions as DistortionOptions
     from dira_core.components import Options as Options
     from dira_core.components import Preset as Preset
+    from dira_core.data.folder import FileSource as FileSource
+    from dira_core.data.labelled import mask_pixels as mask_pixels
+    from dira_core.data.manifest import read_csv as read_csv
     from dira_core.distributed import gather_rows as gather_rows
     from dira_core.draws import Draws as Draws
     from dira_core.errors import DataError as DataError
@@ -80,6 +83,11 @@ if TYPE_CHECKING:
     from dira_core.roles import Tracker as Tracker
     from dira_core.roles import pool as pool
     from dira_core.settings import Settings as Settings
+    from dira_core.targets import Labels as Labels
+    from dira_core.targets import Masks as Masks
+    from dira_core.transfer.measure import Transferred as Transferred
+    from dira_core.transfer.measure import measure_transfer as measure_transfer
+    from dira_core.transfer.plan import transfer_plan as transfer_plan
     from dira_core.trio import Trio as Trio
     from dira_core.types import Batch as Batch
     from dira_core.types import Image as Image
@@ -94,6 +102,9 @@ _PUBLIC = {
     "choices": ["DistortionChoice"],
     "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
+    "data.folder": ["FileSource"],
+    "data.labelled": ["mask_pixels"],
+    "data.manifest": ["read_csv"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
@@ -151,6 +162,9 @@ _PUBLIC = {
         "pool",
     ],
     "settings": ["Settings"],
+    "targets": ["Labels", "Masks"],
+    "transfer.measure": ["Transferred", "measure_transfer"],
+    "transfer.plan": ["transfer_plan"],
     "trio": ["Trio"],
     "types": ["Batch", "Image", "Objective", "Progress", "View"],
 }
