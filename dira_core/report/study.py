@@ -14,7 +14,6 @@ from markupsafe import Markup
 from dira_core.report.charts import Interval, intervals
 from dira_core.report.page import Chart, Page, Pictures, Section, png
 from dira_core.report.run import keys, sections, stored
-from dira_core.runfolder import read_lines
 from dira_core.study.formats import html
 from dira_core.study.jobs import JOBS, LOCALIZED, RESULT, RUN, Job, jobs_of
 from dira_core.study.plan import Study
@@ -96,10 +95,8 @@ def pretrainings(jobs: Sequence[Job], folder: Path) -> Iterator[Section]:
     for job in jobs:
         run = job.folder(folder) / RUN
         if job.cell is None and job.done(folder):
-            lines = [*read_lines(run / "metrics.jsonl")]
-            for section in sections(run, lines):
-                if section.title != "Recipe":
-                    yield replace(section, title=f"{job.name}: {section.title}")
+            for section in sections(run):
+                yield replace(section, title=f"{job.name}: {section.title}")
 
 
 def starts(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, str]]:
