@@ -124,7 +124,7 @@ class Submitted(Workers):
 
     def start(self, folder: Path) -> None:
         """Submit a job."""
-        self.running[folder] = self._executor.submit(_work, str(folder.resolve()))
+        self.running[folder] = self._executor.submit(_work, str(folder))
 
     def wait(self) -> dict[Path, str]:
         """Look whether jobs ended."""
