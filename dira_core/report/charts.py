@@ -125,7 +125,7 @@ def grid_y(low: float, high: float, to_y: Scale, log: bool) -> list[str]:
     """Draw horizontal lines with their values."""
     parts = []
     for value in steps(low, high, 4):
-        y, said = to_y(value), f"{10**value if log else value:.3g}"
+        y, said = to_y(value), f"{10**value if log else value:.4g}"
         parts.append(
             f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}" class="g"/>'
         )

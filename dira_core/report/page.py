@@ -42,13 +42,24 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page; `tables` is HTML in which text is escaped already."""
+    """A part of the page.
+
+    Attributes:
+        title: Its title.
+        note: A line below it.
+        facts: Names and values.
+        charts: Beside each other.
+        pictures: Below each other.
+        wide: Whether pictures are pairs, and shown larger.
+        tables: HTML, in which text is escaped already.
+    """
 
     title: str
     note: str = ""
     facts: Sequence[tuple[str, str]] = ()
     charts: Sequence[Chart] = ()
     pictures: Sequence[Pictures] = ()
+    wide: bool = False
     tables: Markup = field(default_factory=Markup)
 
 
@@ -78,4 +89,14 @@ def tile(pixels: np.ndarray[Any, Any], label: str = "") -> Tile:
     """Embed a picture, (H, W) or (H, W, 3) uint8, as PNG."""
     file = io.BytesIO()
     PillowImage.fromarray(pixels).save(file, "PNG")
-    return Tile(f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}", label)
+    return embedded(file.getvalue(), label)
+
+
+def png(path: Path) -> Tile:
+    """Embed a PNG file."""
+    return embedded(path.read_bytes(), "")
+
+
+def embedded(data: bytes, label: str) -> Tile:
+    """Return the bytes of a PNG file as a data URI."""
+    return Tile(f"data:image/png;base64,{base64.b64encode(data).decode()}", label)

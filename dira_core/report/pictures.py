@@ -19,7 +19,6 @@ from dira_core.errors import CheckpointError
 from dira_core.evaluate import Sample, evaluating
 from dira_core.layering import file_layer
 from dira_core.metrics import features
-from dira_core.recipe import Recipe
 from dira_core.report.page import Pictures, tile
 from dira_core.resolving import resolve
 from dira_core.resume import restore
@@ -49,16 +48,11 @@ def pictures(folder: Path) -> list[Pictures]:
     return found
 
 
-def recipe_of(folder: Path) -> Recipe:
-    """Return the recipe of a run, or of its last stage."""
-    recipe = resolve([file_layer(folder / RECIPE)]).recipe
-    return recipe.at_stage(len(recipe.stages) - 1) if recipe.stages else recipe
-
-
-def last_part(folder: Path) -> Path:
-    """Return the folder of a run's last stage; the run itself where it has none."""
+def parts_of(folder: Path) -> list[Path]:
+    """Return the folders of a run's stages that began; the run itself where it has none."""
     stages = resolve([file_layer(folder / RECIPE)]).recipe.stages
-    return folder / "stages" / stages[-1].name if stages else folder
+    begun = [folder / "stages" / stage.name for stage in stages]
+    return [part for part in begun if part.is_dir()] or [folder]
 
 
 def revived(folder: Path) -> Game:
@@ -67,12 +61,12 @@ def revived(folder: Path) -> Game:
     Raises:
         CheckpointError: There is none.
     """
-    part = last_part(folder)
+    part = parts_of(folder)[-1]
     checkpoints = RunFolder(part).checkpoints
     newest = checkpoints.latest()
     if newest is None:
         raise CheckpointError(f"no checkpoint in {part}")
-    recipe = recipe_of(folder)
+    recipe = resolve([file_layer(part / RECIPE)]).recipe
     alone = shared_out(recipe.train.model_copy(update={"device": "cpu"}))
     recipe = recipe.model_copy(update={"init": None, "train": alone})
     game = Game(build_trio(recipe), build_source(recipe), recipe)

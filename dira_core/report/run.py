@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
+from dira_core import toml
 from dira_core.errors import DiraError
 from dira_core.files import digest
+from dira_core.health import SIGNS
 from dira_core.report.charts import Points, curves
 from dira_core.report.page import Chart, Page, Section
-from dira_core.report.pictures import last_part, pictures
+from dira_core.report.pictures import parts_of, pictures
 from dira_core.runfolder import ENVIRONMENT, RECIPE, STATUS, read_lines
+
+METRICS = "metrics.jsonl"
 
 Series = Mapping[str, Points]
 
@@ -34,34 +38,51 @@ def run_page(folder: Path) -> Page:
     Raises:
         RunFolderError: Its logs are damaged.
     """
-    part = last_part(folder)
-    lines = [*read_lines(part / "metrics.jsonl")]
     status = stored(folder / STATUS)
     said = f"{status.get('status', 'not started')} {status.get('reason', '')}".strip()
-    alarms = [str(line["alarm"]) for line in lines if "alarm" in line]
-    return Page(f"Run {folder.name}", f"dira run, {said}.", [*sections(folder, lines)], alarms)
+    lines = [line for part in parts_of(folder) for line in read_lines(part / METRICS)]
+    alarms = [told(line) for line in lines if "alarm" in line]
+    recipe = Section("Recipe", facts=[*keys(toml.read(folder / RECIPE))])
+    return Page(f"Run {folder.name}", f"dira run, {said}.", [*sections(folder), recipe], alarms)
 
 
-def sections(folder: Path, lines: Sequence[Mapping[str, Any]]) -> Iterator[Section]:
-    """Yield the parts of a run's report."""
-    part, series = last_part(folder), collected(lines)
-    losses = [name for name in series if name.startswith("losses/")]
-    yield Section("Losses", charts=[*chart_each(series, losses)])
-    yield Section("Gradients at the backbone", charts=[*gradients(series)])
-    health = [(title, names) for title, names in HEALTH if any(n in series for n in names)]
-    yield Section("Health", charts=[chart(title, series, names) for title, names in health])
+def told(line: Mapping[str, Any]) -> str:
+    """Say what an alarm in the log means, and what to try."""
+    meant = [
+        f": {sign.says}; likely {sign.cause}; try {sign.remedy}"
+        for sign in SIGNS
+        if sign.name == line["alarm"]
+    ]
+    return f"{line['alarm']} since step {line.get('since')}{''.join(meant)}"
+
+
+def sections(folder: Path) -> Iterator[Section]:
+    """Yield the parts of a run's report; curves stage by stage."""
+    parts = parts_of(folder)
+    for part in parts:
+        yield from course(part, f"Stage {part.name}: " if len(parts) > 1 else "")
     try:
         yield Section("Pictures", pictures=pictures(folder))
     except DiraError as error:
         yield Section("Pictures", note=f"Left out: {error}")
     yield Section("Before and after", facts=[*before_and_after(stored(folder / "summary.json"))])
-    speed = collected(read_lines(part / "speed.jsonl"))
+    speed = collected(read_lines(parts[-1] / "speed.jsonl"))
     yield Section("Costs", facts=costs(folder), charts=[*chart_each(speed, speed)])
-    yield Section("Provenance", facts=[*provenance(folder)])
-    yield Section("Recipe", facts=[*keys(stored_toml(folder / RECIPE))])
+    yield Section("Provenance", facts=[*provenance(folder, parts[-1])])
 
 
-def collected(lines: Iterator[Mapping[str, Any]] | Sequence[Mapping[str, Any]]) -> Series:
+def course(part: Path, prefix: str) -> Iterator[Section]:
+    """Yield the curves of a run, or of a stage of it."""
+    series = collected(read_lines(part / METRICS))
+    losses = [name for name in series if name.startswith("losses/")]
+    yield Section(f"{prefix}Losses", charts=[*chart_each(series, losses)])
+    yield Section(f"{prefix}Gradients at the backbone", charts=[*gradients(series)])
+    health = [(title, names) for title, names in HEALTH if any(n in series for n in names)]
+    charts = [chart(title, series, names) for title, names in health]
+    yield Section(f"{prefix}Health", charts=charts)
+
+
+def collected(lines: Iterable[Mapping[str, Any]]) -> Series:
     """Return the curve of each number in lines of JSON."""
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for line in lines:
@@ -114,9 +135,9 @@ def costs(folder: Path) -> list[tuple[str, str]]:
     return [*found, ("disk", f"{size / 2**20:.0f} MiB")]
 
 
-def provenance(folder: Path) -> Iterator[tuple[str, str]]:
+def provenance(folder: Path, part: Path) -> Iterator[tuple[str, str]]:
     """Yield what the run was made with, and digests of what it leaves."""
-    for name, value in stored(last_part(folder) / ENVIRONMENT).items():
+    for name, value in stored(part / ENVIRONMENT).items():
         several = isinstance(value, Mapping)
         yield name, ", ".join(f"{k}: {v}" for k, v in value.items()) if several else str(value)
     for path in [folder / RECIPE, *sorted((folder / "weights").glob("*.safetensors"))]:
@@ -136,10 +157,3 @@ def stored(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty where there is none."""
     content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     return content
-
-
-def stored_toml(path: Path) -> dict[str, Any]:
-    """Return the table in a TOML file."""
-    from dira_core import toml
-
-    return toml.read(path)

@@ -12,14 +12,14 @@ from typing import Any
 from markupsafe import Markup
 
 from dira_core.report.charts import Interval, intervals
-from dira_core.report.page import Chart, Page, Section
+from dira_core.report.page import Chart, Page, Pictures, Section, png
 from dira_core.report.run import keys, sections, stored
-from dira_core.runfolder import read_lines
 from dira_core.study.formats import html
-from dira_core.study.jobs import JOBS, RESULT, RUN, Job, jobs_of
+from dira_core.study.jobs import JOBS, LOCALIZED, RESULT, RUN, Job, jobs_of
 from dira_core.study.plan import Study
 from dira_core.study.results import collect
 from dira_core.study.writing import STUDY, said, tabulated
+from dira_core.transfer.localize import OVERLAYS
 
 
 def study_page(folder: Path) -> Page:
@@ -39,6 +39,7 @@ def study_page(folder: Path) -> Page:
             note="Mean over seeds, in percent; 95 % of 2000 bootstrap draws of test patients.",
             charts=[*interval_charts(record["entries"])],
         ),
+        *heat_maps(jobs, folder),
         Section("Costs", facts=[*costs(jobs, folder)]),
         *pretrainings(jobs, folder),
         Section("Study", facts=[*keys(study.model_dump(mode="json"))]),
@@ -56,6 +57,24 @@ def interval_charts(entries: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
         by_place[place].append(Interval(name, entry["mean"], entry["interval"]))
     for place, found in by_place.items():
         yield Chart(place, Markup(intervals(found)))
+
+
+def heat_maps(jobs: Sequence[Job], folder: Path) -> Iterator[Section]:
+    """Yield Grad-CAM of the first seed of each arm, where the study asked for it."""
+    by_place = defaultdict[str, dict[str, Path]](dict)
+    for job in jobs:
+        overlays = job.folder(folder) / LOCALIZED / OVERLAYS
+        if job.cell is not None and overlays.is_dir():
+            place = f"{job.cell.target}, {job.cell.fraction:.3g} of the labels"
+            arm = f"{job.cell.recipe} {job.cell.arm}".strip()
+            by_place[place].setdefault(arm, overlays)
+    found = []
+    for place, arms in by_place.items():
+        columns = [[png(path) for path in sorted(of.glob("*.png"))] for of in arms.values()]
+        found.append(Pictures(place, [*arms], [*zip(*columns, strict=False)]))
+    if found:
+        note = "Green: boxes of experts; white: boxes found. Learned from labels of images alone."
+        yield Section("Grad-CAM", note, pictures=found, wide=True)
 
 
 def costs(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, str]]:
@@ -76,10 +95,8 @@ def pretrainings(jobs: Sequence[Job], folder: Path) -> Iterator[Section]:
     for job in jobs:
         run = job.folder(folder) / RUN
         if job.cell is None and job.done(folder):
-            lines = [*read_lines(run / "metrics.jsonl")]
-            for section in sections(run, lines):
-                if section.title != "Recipe":
-                    yield replace(section, title=f"{job.name}: {section.title}")
+            for section in sections(run):
+                yield replace(section, title=f"{job.name}: {section.title}")
 
 
 def starts(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from dira_core.study.plan import Arm, Study, Task
 from dira_core.transfer.plan import Way, transfer_plan
 
 JOBS, ASKED, RESULT, ERROR, LOG = "jobs", "asked.json", "result.json", "error.txt", "log.txt"
-RUN, TRANSFER = "run", "transfer"
+RUN, TRANSFER, LOCALIZED = "run", "transfer", "localize"
 
 
 @dataclass(frozen=True)
@@ -173,12 +173,14 @@ def _pretraining(study: Study, name: str, arm: Arm, seed: int) -> Job:
 
 def _transfer(task: Task, cell: Cell, weights: Weights, network: Sequence[Layer]) -> Job:
     label = f"{cell.recipe}-{cell.arm}" if cell.recipe else cell.arm
-    asked = {
+    asked: dict[str, Any] = {
         "kind": "transfer",
         "weights": weights.source,
         "after": weights.after,
         "plan": _plan(task, cell, network),
     }
+    if task.truth is not None and cell.way == "fine-tune":
+        asked["localize"] = {"truth": task.truth, "renamed": task.renamed}
     place = f"{cell.target}/{cell.way}-{cell.fraction:g}/{label}-seed{cell.seed}"
     return Job(f"transfer/{place}", asked, weights.after, cell)
 

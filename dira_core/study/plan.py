@@ -47,6 +47,14 @@ class Task(Options):
         description="which frozen features tables show: untrained weights have no batch-norm "
         "statistics of their own",
     )
+    truth: str | None = Field(
+        None,
+        description="CSV file of boxes or masks: Grad-CAM of every fine-tuning is compared with "
+        "it, as dira localize does",
+    )
+    renamed: dict[str, str] = Field(
+        default={}, description="what labels of that file are called in the task"
+    )
 
 
 class Study(Options):

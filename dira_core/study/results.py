@@ -16,6 +16,7 @@ import numpy as np
 
 from dira_core.errors import DataError
 from dira_core.study.jobs import RESULT, TRANSFER, Cell, Job
+from dira_core.study.localized import placed
 from dira_core.study.plan import Arm, Metric, Study
 from dira_core.study.statistics import (
     Array,
@@ -113,7 +114,7 @@ def collect(jobs: Sequence[Job], study: Path) -> list[Outcome]:
                 Outcome(
                     job.cell,
                     features,
-                    dict(flat(scores)),
+                    {**dict(flat(scores)), **placed(result.get("localization", {}))},
                     job.folder(study) / TRANSFER / table,
                     result["pretraining"]["images"],
                     result["seconds"],

@@ -20,10 +20,14 @@ from dira_core.files import write_atomic
 from dira_core.recipe import Recipe
 from dira_core.runfolder import RunFolder
 from dira_core.signals import EXIT_PREEMPTED
-from dira_core.study.jobs import ASKED, ERROR, JOBS, LOG, RESULT, RUN, TRANSFER
+from dira_core.study.jobs import ASKED, ERROR, JOBS, LOCALIZED, LOG, RESULT, RUN, TRANSFER
+from dira_core.transfer.localize import localize
 from dira_core.transfer.measure import measure_transfer
 from dira_core.transfer.plan import Plan
 from dira_core.types import Progress
+
+OVERLAYS = 6
+"""Heat maps a fine-tuning draws where it is asked to localise."""
 
 
 def work(folder: str, threads: int | None = None) -> None:
@@ -67,6 +71,12 @@ def done(folder: Path, asked: dict[str, Any]) -> None:
         weights = str(study_of(folder) / JOBS / after / RUN) if after else asked["weights"]
         plan = Plan.model_validate(asked["plan"])
         result = measure_transfer(weights, plan, folder / TRANSFER, said).result
+        if wanted := asked.get("localize"):
+            out, truth, renamed = folder / LOCALIZED, Path(wanted["truth"]), wanted["renamed"]
+            found = localize(
+                folder / TRANSFER, truth, out, renamed=renamed, overlays=OVERLAYS, said=said
+            )
+            result = {**result, "localization": found["findings"]}
     # of the process that finished it: one that was killed before took its time with it
     result = {**result, "seconds": round(time.monotonic() - began, 1)}
     write_atomic(folder / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())

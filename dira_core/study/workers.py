@@ -14,6 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from dira_core.errors import RecipeError
 from dira_core.study.plan import require_submitit
 
 GRACE_S = 60.0
@@ -98,6 +99,9 @@ class Submitted(Workers):
         folder: For submitit's scripts and logs.
         parameters: What is asked for, as submitit calls it.
         cluster: "slurm", or submitit's "local".
+
+    Raises:
+        RecipeError: There is no such cluster here, or it does not know a parameter.
     """
 
     def __init__(
@@ -107,12 +111,20 @@ class Submitted(Workers):
         require_submitit()
         import submitit
 
-        self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        self._executor.update_parameters(**{"name": "dira", "timeout_min": 24 * 60, **parameters})
+        asked = {"name": "dira", "timeout_min": 24 * 60, **parameters}
+        try:
+            self._executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+            self._executor.update_parameters(**asked)
+        except (RuntimeError, NameError, TypeError, ValueError) as error:
+            why = " ".join(str(error).split())
+            raise RecipeError(
+                f"submitit cannot use {cluster} ({why}): run this where jobs are submitted, with "
+                "keys in [slurm] that submitit knows"
+            ) from error
 
     def start(self, folder: Path) -> None:
         """Submit a job."""
-        self.running[folder] = self._executor.submit(_work, str(folder.resolve()))
+        self.running[folder] = self._executor.submit(_work, str(folder))
 
     def wait(self) -> dict[Path, str]:
         """Look whether jobs ended."""

@@ -12,6 +12,7 @@ from dira_core import __version__
 from dira_core.files import write_atomic
 from dira_core.study.formats import html, latex, markdown
 from dira_core.study.jobs import Job
+from dira_core.study.places import localization_tables
 from dira_core.study.plan import Study
 from dira_core.study.results import Outcome, collect, comparisons, csv_text, entries
 from dira_core.study.statistics import interval, spread
@@ -65,7 +66,7 @@ def tabulated(
         "comparisons": [asdict(each) for each in compared],
         "seen_in_pretraining": max((outcome.images or 0 for outcome in outcomes), default=0),
     }
-    return all_tables(study, found, compared), record
+    return [*all_tables(study, found, compared), *localization_tables(outcomes)], record
 
 
 def said(study: Study, record: dict[str, Any]) -> str:

@@ -145,6 +145,8 @@ def localize(
     cases, rows = [], []
     with writing(out, 0):
         (out / OVERLAYS).mkdir(parents=True, exist_ok=True)
+        for old in (out / OVERLAYS).glob("[0-9][0-9][0-9][0-9]-*.png"):
+            old.unlink()
         for number, (index, truth) in enumerate(truths):
             case, picture = examined(ready, index, truth)
             cases.append(case)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from kit import Dira
 
+from dira_core.errors import RecipeError
 from dira_core.study.jobs import Job, jobs_of, lay_out
 from dira_core.study.plan import Study
 from dira_core.study.running import carry_out, owned
@@ -142,3 +143,13 @@ def test_a_job_that_fails_is_named_and_submitit_does_the_others(
     assert [*failed] == [jobs[1].name]
     assert failed[jobs[1].name].startswith("no weights 'nowhere'")
     assert jobs[0].done(study)
+
+
+@pytest.mark.parametrize(("cluster", "key"), [("slurm", "name"), ("local", "no_such_key")])
+def test_a_cluster_or_a_key_that_does_not_exist_is_an_error_of_one_line(
+    cluster: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no srun here
+    with pytest.raises(RecipeError, match=f"submitit cannot use {cluster}") as found:
+        Submitted(1, tmp_path, {key: "x"}, cluster)
+    assert "\n" not in str(found.value)
