@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DIRA_API = 1
 
+# Noise of U(-1, 1), smoothed by a Gaussian of 8 voxels along three axes, times 991
+ELASTIC_STRENGTH = 991 * (2 * math.sqrt(math.pi) * 8) ** -1.5 / math.sqrt(3) / 64
+
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
@@ -30,6 +33,10 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
 Part = Annotated[float, Field(gt=0, le=1)]
 Parts = Annotated[tuple[Part, Part], AfterValidator(_ordered)]
 Divisor = Annotated[int, Field(ge=1)]
+Paint = Annotated[
+    Literal["noise", "constant"],
+    Field(description="U(0, 1) for every pixel, or one such number for the image"),
+]
 
 
 class FlipOptions(DistortionOptions):
@@ -69,6 +76,21 @@ class BezierOptions(DistortionOptions):
     inverted: float = Field(0.5, ge=0, le=1, description="probability of a falling curve")
 
 
+class ElasticOptions(DistortionOptions):
+    """Smooth random fields push pixels around within their plane."""
+
+    sigma: float = Field(
+        8 / 64, gt=0, le=1, description="smoothness of the fields, part of the longest side"
+    )
+    strength: float = Field(
+        ELASTIC_STRENGTH,
+        gt=0,
+        le=1,
+        description="root mean square of how far a pixel moves along each axis, far from the "
+        "border, part of the longest side; this is alpha 991 on crops of 64 x 64 x 32",
+    )
+
+
 class BlockOptions(DistortionOptions):
     """Random blocks; each axis of each block has a side of its own."""
 
@@ -103,9 +125,7 @@ class NoiseInpaintOptions(BlockOptions):
     side: tuple[Divisor, Divisor] = Field(
         (6, 3), description="smallest and largest side: the crop's side divided by these"
     )
-    fill: Literal["noise", "constant"] = Field(
-        "noise", description="U(0, 1) for every pixel, or one such number for the image"
-    )
+    fill: Paint = "noise"
 
     @model_validator(mode="after")
     def _smallest_comes_first(self) -> NoiseInpaintOptions:
@@ -121,6 +141,7 @@ class NoiseOutpaintOptions(BlockOptions):
         3 / 64, ge=0, lt=0.5, description="least distance to the border, part of the crop's side"
     )
     side: Parts = Field((3 / 7, 4 / 7), description="bounds of a block's side")
+    fill: Paint = "noise"
 
 
 class PatchSwapOptions(DistortionOptions):
@@ -142,7 +163,7 @@ class PixelShuffleOptions(DistortionOptions):
     """Pixels change places inside small windows."""
 
     windows: int = Field(
-        100, ge=1, description="windows; TransVW has 5, STEP 100, Models Genesis 10000 (slow)"
+        100, ge=1, description="windows; TransVW has 5, STEP 100, Models Genesis 10000"
     )
     largest: Divisor = Field(10, description="largest side of a window: the crop's side over this")
 
@@ -209,6 +230,13 @@ def dira_distortions() -> Iterable[Component]:
     )
     yield _component(
         "bezier", BezierOptions, "intensity.Bezier", "a random monotone intensity curve", genesis
+    )
+    yield _component(
+        "elastic",
+        ElasticOptions,
+        "elastic.Elastic",
+        "pushes pixels around by smooth fields",
+        "arXiv:2102.10680",
     )
     yield _component(
         "inner-cutout", InnerCutoutOptions, "blocks.InnerCutout", "blacks out random blocks", dira
