@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from dira_core.losses import bce_critic as bce_critic
     from dira_core.losses import bce_generator as bce_generator
     from dira_core.losses import classification as classification
+    from dira_core.losses import gradient_penalty as gradient_penalty
     from dira_core.losses import hinge_critic as hinge_critic
     from dira_core.losses import hinge_generator as hinge_generator
     from dira_core.losses import in_float32 as in_float32
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
     from dira_core.losses import minimax_generator as minimax_generator
     from dira_core.losses import negative_cosine as negative_cosine
     from dira_core.losses import nt_xent as nt_xent
+    from dira_core.losses import wgan_critic as wgan_critic
+    from dira_core.losses import wgan_generator as wgan_generator
     from dira_core.nn.layers import batch_norm as batch_norm
     from dira_core.nn.layers import cells as cells
     from dira_core.nn.layers import conv as conv
@@ -104,6 +107,7 @@ _PUBLIC = {
         "bce_critic",
         "bce_generator",
         "classification",
+        "gradient_penalty",
         "hinge_critic",
         "hinge_generator",
         "in_float32",
@@ -115,6 +119,8 @@ _PUBLIC = {
         "minimax_generator",
         "negative_cosine",
         "nt_xent",
+        "wgan_critic",
+        "wgan_generator",
     ],
     "nn.layers": ["batch_norm", "cells", "conv", "instance_norm", "mlp", "unit", "upsample"],
     "nn.queue": ["Queue"],
