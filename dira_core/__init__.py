@@ -55,8 +55,10 @@ if TYPE_CHECKING:
     from dira_core.nn.layers import batch_norm as batch_norm
     from dira_core.nn.layers import cells as cells
     from dira_core.nn.layers import conv as conv
+    from dira_core.nn.layers import doubling_conv as doubling_conv
     from dira_core.nn.layers import instance_norm as instance_norm
     from dira_core.nn.layers import mlp as mlp
+    from dira_core.nn.layers import norm_layer as norm_layer
     from dira_core.nn.layers import unit as unit
     from dira_core.nn.layers import upsample as upsample
     from dira_core.nn.queue import Queue as Queue
@@ -122,7 +124,17 @@ _PUBLIC = {
         "wgan_critic",
         "wgan_generator",
     ],
-    "nn.layers": ["batch_norm", "cells", "conv", "instance_norm", "mlp", "unit", "upsample"],
+    "nn.layers": [
+        "batch_norm",
+        "cells",
+        "conv",
+        "doubling_conv",
+        "instance_norm",
+        "mlp",
+        "norm_layer",
+        "unit",
+        "upsample",
+    ],
     "nn.queue": ["Queue"],
     "nn.resnet": ["ResNet"],
     "nn.teacher": ["Teacher", "rising_momentum"],

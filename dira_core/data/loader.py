@@ -18,6 +18,7 @@ from dira_core.data.workers import Workers
 from dira_core.distributed import rank, world_size
 from dira_core.draws import Draws, shuffled, shuffled_in_blocks
 from dira_core.errors import DataError, DiraError, PluginError
+from dira_core.view_options import sides_of
 
 if TYPE_CHECKING:
     from dira_core.roles import Source
@@ -196,7 +197,7 @@ class CropDataset(Dataset[Crops]):
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
         boxes = self.boxes(index, images, request)
         pixels = [
-            self._buffers.empty(len(images), self._channels, *[view.size] * boxes.shape[2])
+            self._buffers.empty(len(images), self._channels, *sides_of(view.size, boxes.shape[2]))
             for view in self._views
         ]
         for row, image in enumerate(images):  # all views of it while it is in the cache
@@ -333,7 +334,7 @@ def salted(seed: int, salt: int) -> int:
 
 def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
     """Write the crop of an image into `pixels`, (C, *S) in [0, 1]; one channel is repeated."""
-    size, channels = pixels.shape[-1], len(pixels)
+    size, channels = pixels.shape[1:], len(pixels)
     if image.levels:
         crop = reduce_channels(crop_level(image, box, size), channels)
         place(crop, image.window, pixels)
@@ -341,16 +342,18 @@ def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
         pixels[...] = normalise(crop_resize(image.pixels, box, size), image.window)
 
 
-def whole_images(source: Source, indices: Sequence[int], size: int, channels: int) -> Tensor:
+def whole_images(
+    source: Source, indices: Sequence[int], size: int | Sequence[int], channels: int
+) -> Tensor:
     """Return central squares of images without any augmentation, for probes and contact sheets.
 
     Returns:
-        (B, channels, size, ...) float32 in [0, 1]; the next readable image for an unreadable one.
+        (B, channels, *size) float32 in [0, 1]; the next readable image for an unreadable one.
     """
     reader = Images(source, channels)
     images = [reader.readable(int(index))[1] for index in indices]
     boxes = [centre_box(image.pixels.shape[1:]) for image in images]
-    pixels = torch.empty(len(images), channels, *[size] * len(boxes[0]))
+    pixels = torch.empty(len(images), channels, *sides_of(size, len(boxes[0])))
     for image, box, place_of in zip(images, boxes, pixels, strict=True):
         cut(image, box, place_of)
     return pixels
