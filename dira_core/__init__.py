@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dira_core.api import Result as Result
     from dira_core.api import pretrain as pretrain
     from dira_core.api import run as run
+    from dira_core.build import build_source as build_source
     from dira_core.choices import DistortionChoice as DistortionChoice
     from dira_core.clusters import kmeans as kmeans
     from dira_core.clusters import pca_whiten as pca_whiten
@@ -94,6 +95,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
+    "build": ["build_source"],
     "choices": ["DistortionChoice"],
     "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
