@@ -65,6 +65,18 @@ class Override(Options):
     distort: list[DistortionChoice] | None = Field(None, description="instead of views.distort")
 
 
+class Lungs(Options):
+    """Keep crops that are mostly air, as those of lungs (TransVW, Models Genesis)."""
+
+    above: float = Field(
+        0.425, description="soft tissue starts here: 0.425 is -150 HU in the window [-1000, 1000]"
+    )
+    most: float = Field(0.15, ge=0, le=1, description="part of a crop that may be soft tissue")
+    tries: int = Field(
+        8, ge=1, description="places tried for a crop; if none will do, that with most air is taken"
+    )
+
+
 class Views(Options):
     """Crop -> view: what the networks see, and what must be restored."""
 
@@ -76,6 +88,9 @@ class Views(Options):
     channels: int = Field(1, ge=1, description="channels of an image; grey images are 1")
     scale: Part = Field((0.2, 1.0), description="part of the image's area a crop covers")
     ratio: Bounds = Field((0.75, 4 / 3), description="width over height of a crop")
+    lungs: Lungs | None = Field(
+        None, description="keep crops that are mostly air, as those of lungs; none keeps all"
+    )
     geometry: list[DistortionChoice] = Field(
         default=[], description="applied to input and target alike (flip)"
     )

@@ -62,7 +62,7 @@ class ViewMaker:
             raise DataError(
                 f"the data are {kinds.get(found, 'something else')} ({found} axes) and the "
                 f"backbone works on {self._dims} axes: choose another --backbone (`dira plugins` "
-                "shows the axes of each)"
+                "shows the axes of each), or for slices of volumes --set data.series=true"
             )
         index = crops.index.to(self._device, non_blocking=True)
         draws = Draws(index, seed=self._seed + (salt << 32), epoch=epoch, path="views")

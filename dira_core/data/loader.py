@@ -12,13 +12,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dira_core.buffers import Buffers
-from dira_core.data.crops import centre_box, crop_boxes, crop_resize, normalise, reduce_channels
+from dira_core.data.crops import (
+    centre_box,
+    crop_boxes,
+    crop_resize,
+    normalise,
+    reduce_channels,
+    soft_tissue,
+)
 from dira_core.data.pyramid import crop_level, on_grid, place
 from dira_core.data.workers import Workers
 from dira_core.distributed import rank, world_size
 from dira_core.draws import Draws, shuffled, shuffled_in_blocks
 from dira_core.errors import DataError, DiraError, PluginError
-from dira_core.view_options import sides_of
+from dira_core.view_options import Lungs, sides_of
 
 if TYPE_CHECKING:
     from dira_core.roles import Source
@@ -181,6 +188,8 @@ class CropDataset(Dataset[Crops]):
         self._seed = settings.seed
         self._views = [views.of(view) for view in range(n_views)]
         self._channels = views.channels
+        self._lungs = views.lungs
+        self._tries = views.lungs.tries if views.lungs else 1
         self._buffers = Buffers()
 
     def crops(self, request: Request) -> Crops:
@@ -195,14 +204,16 @@ class CropDataset(Dataset[Crops]):
         index = torch.tensor([at for at, _ in read])
         images = [image for _, image in read]
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
-        boxes = self.boxes(index, images, request)
+        attempts = [self.boxes(index, images, request, n) for n in range(self._tries)]
+        boxes = attempts[0]
         pixels = [
             self._buffers.empty(len(images), self._channels, *sides_of(view.size, boxes.shape[2]))
             for view in self._views
         ]
         for row, image in enumerate(images):  # all views of it while it is in the cache
             for number, view in enumerate(pixels):
-                cut(image, boxes[row, number], view[row])
+                places = [attempt[row, number] for attempt in attempts]
+                boxes[row, number] = cut_best(image, places, view[row], self._lungs)
         return Crops(
             pixels=tuple(pixels),
             box=boxes.float(),
@@ -219,8 +230,10 @@ class CropDataset(Dataset[Crops]):
         except DiraError as error:
             return error
 
-    def boxes(self, index: Tensor, images: Sequence[Image], request: Request) -> Tensor:
-        """Return where every view of every image lies, (B, V, D, 2) int64."""
+    def boxes(
+        self, index: Tensor, images: Sequence[Image], request: Request, attempt: int = 0
+    ) -> Tensor:
+        """Return where every view of every image lies, or might lie, (B, V, D, 2) int64."""
         sizes = [image.pixels.shape[1:] for image in images]
         axes = {len(size) for size in sizes}
         if len(axes) > 1:
@@ -230,7 +243,8 @@ class CropDataset(Dataset[Crops]):
             )
         shapes, depths = torch.tensor(sizes), torch.tensor([len(image.levels) for image in images])
         seed = salted(self._seed, request.salt)
-        draws = Draws(index, seed=seed, epoch=request.epoch, path="crop")
+        path = f"crop {attempt}" if attempt else "crop"
+        draws = Draws(index, seed=seed, epoch=request.epoch, path=path)
         boxes = []
         for number, view in enumerate(self._views):
             drawn = crop_boxes(shapes, replace(draws, view=number), view.scale, view.ratio)
@@ -340,6 +354,25 @@ def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
         place(crop, image.window, pixels)
     else:
         pixels[...] = normalise(crop_resize(image.pixels, box, size), image.window)
+
+
+def cut_best(image: Image, boxes: Sequence[Tensor], pixels: Tensor, lungs: Lungs | None) -> Tensor:
+    """Cut as `cut` does, at the first place that is mostly air, else at that with most air.
+
+    Returns:
+        Where, one of `boxes`; the first one if air is not asked for.
+    """
+    shares: list[float] = []
+    for box in boxes:
+        cut(image, box, pixels)
+        if lungs is None:
+            return box
+        shares.append(soft_tissue(pixels, lungs.above))
+        if shares[-1] <= lungs.most:
+            return box
+    best = boxes[shares.index(min(shares))]
+    cut(image, best, pixels)
+    return best
 
 
 def whole_images(
