@@ -33,10 +33,6 @@ def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
 Part = Annotated[float, Field(gt=0, le=1)]
 Parts = Annotated[tuple[Part, Part], AfterValidator(_ordered)]
 Divisor = Annotated[int, Field(ge=1)]
-Paint = Annotated[
-    Literal["noise", "constant"],
-    Field(description="U(0, 1) for every pixel, or one such number for the image"),
-]
 
 
 class FlipOptions(DistortionOptions):
@@ -115,17 +111,30 @@ class OuterCutoutOptions(BlockOptions):
     fill: float = Field(0.0, ge=0, le=1, description="value put around the blocks; 0 is black")
 
 
-class NoiseInpaintOptions(BlockOptions):
-    """Blocks are filled with noise."""
+class NoiseOptions(BlockOptions):
+    """Random blocks, and noise."""
 
-    blocks: int = Field(1, ge=1, description="blocks at most")
     margin: float = Field(
         3 / 64, ge=0, lt=0.5, description="least distance to the border, part of the crop's side"
     )
+    sides: tuple[Parts, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=3,
+        description="bounds of a block's side along each axis, part of it; none: as `side` says",
+    )
+    fill: Literal["noise", "constant"] = Field(
+        "noise", description="U(0, 1) for every pixel, or one such number for the image"
+    )
+
+
+class NoiseInpaintOptions(NoiseOptions):
+    """Blocks are filled with noise."""
+
+    blocks: int = Field(1, ge=1, description="blocks at most")
     side: tuple[Divisor, Divisor] = Field(
         (6, 3), description="smallest and largest side: the crop's side divided by these"
     )
-    fill: Paint = "noise"
 
     @model_validator(mode="after")
     def _smallest_comes_first(self) -> NoiseInpaintOptions:
@@ -134,14 +143,10 @@ class NoiseInpaintOptions(BlockOptions):
         return self
 
 
-class NoiseOutpaintOptions(BlockOptions):
+class NoiseOutpaintOptions(NoiseOptions):
     """All but the blocks is filled with noise."""
 
-    margin: float = Field(
-        3 / 64, ge=0, lt=0.5, description="least distance to the border, part of the crop's side"
-    )
     side: Parts = Field((3 / 7, 4 / 7), description="bounds of a block's side")
-    fill: Paint = "noise"
 
 
 class PatchSwapOptions(DistortionOptions):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dira_core import Change, Distortion, Draws
+from dira_core import Change, Distortion, Draws, RecipeError
 from dira_distortions import (
     BlockOptions,
     InnerCutoutOptions,
@@ -97,6 +97,27 @@ def blocks_by_part(
     """Return random blocks whose sides lie between two parts of the crop's side."""
     low, high = (pixels(part, shape) for part in side)
     return random_blocks(draws, shape, low, high, options)
+
+
+def by_axis(
+    sides: Sequence[tuple[float, float]] | None, shape: Sequence[int]
+) -> list[list[int]] | None:
+    """Return the smallest and largest side along each axis in px, or None if there are no bounds.
+
+    Raises:
+        RecipeError: There are bounds for more or fewer axes.
+    """
+    if sides is None:
+        return None
+    if len(sides) != len(shape):
+        raise RecipeError(
+            f"blocks have sides along {len(sides)} axes, the images have {len(shape)}: give "
+            "`sides` as many, or leave it out for `side`"
+        )
+    return [
+        [max(1, round(part * n)) for part, n in zip(parts, shape, strict=True)]
+        for parts in zip(*sides, strict=True)
+    ]
 
 
 Place = tuple[slice, ...]
@@ -195,7 +216,9 @@ class NoiseInpaint(Distortion):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise in the blocks."""
         shape = images.shape[2:]
-        low, high = ([max(1, extent // by) for extent in shape] for by in self.options.side)
+        low, high = by_axis(self.options.sides, shape) or [
+            [max(1, extent // by) for extent in shape] for by in self.options.side
+        ]
         blocks = cover(*random_blocks(draws, shape, low, high, self.options), shape)
         if self.options.fill == "constant":
             return torch.where(blocks, one_number(draws, images), images)
@@ -239,7 +262,10 @@ class NoiseOutpaint(Distortion):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise outside the blocks."""
         shape = images.shape[2:]
-        blocks = cover(*blocks_by_part(draws, shape, self.options.side, self.options), shape)
+        low, high = by_axis(self.options.sides, shape) or [
+            pixels(part, shape) for part in self.options.side
+        ]
+        blocks = cover(*random_blocks(draws, shape, low, high, self.options), shape)
         if self.options.fill == "constant":
             return torch.where(blocks, images, one_number(draws, images))
         return torch.where(blocks, images, draws.uniform("noise", shape=images.shape[1:]))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from dira_core import Command, Component, Options, hookimpl
+from dira_core import Command, Component, Options, Preset, hookimpl
 
 if TYPE_CHECKING:
     from dira_core import Backbone, Discriminator, Source
@@ -91,3 +91,11 @@ def dira_commands() -> Iterable[Command]:
     from dira_transvw.commands import app
 
     yield Command("words", app, "Find visual words in volumes, and look at them.")
+
+
+@hookimpl
+def dira_presets() -> Iterable[Preset]:
+    """Offer DiRA on TransVW, and Models Genesis in 3-D."""
+    from dira_transvw.presets import presets
+
+    yield from presets()

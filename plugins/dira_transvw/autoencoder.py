@@ -11,6 +11,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from dira_core import batch_norm, conv, mean_squared, upsample
 
@@ -67,8 +68,8 @@ class Autoencoder(nn.Module):
         maps = self.from_code(self.encode(images)).view(len(images), WIDTHS[-1], *self._deepest)
         for layer in self.up:
             maps = layer(upsample(maps, [2 * side for side in maps.shape[2:]]))
-        restored: Tensor = self.last(upsample(maps, images.shape[2:]))
-        return restored.sigmoid()
+        restored: Tensor = self.last(maps).sigmoid()  # half as fine: the last doubling is cheap
+        return interpolate(restored, images.shape[2:], mode="trilinear")
 
 
 def _layer(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

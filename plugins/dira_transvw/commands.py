@@ -89,7 +89,7 @@ def discover(
     typer.echo(f"features   explain {part} of how volumes not trained on differ from their mean")
     typer.echo(f"words      {number}, in {found.cubes['train']} cubes")
     typer.echo(f"held out   {found.cubes['held-out']} cubes, by --set data.split=held-out")
-    typer.echo(f"use        dira run --disc transvw --data {out}")
+    typer.echo(f"use        dira run --disc transvw --data {out}/")
 
 
 @contextmanager

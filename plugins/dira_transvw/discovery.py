@@ -195,10 +195,10 @@ def surveyed(source: Source, path: Path, plan: Plan, bar: Bar) -> Survey:
             tick(1)
     if len(seen) < 2:
         raise DataError(f"words need two volumes and more: got {len(seen)} that can be read")
-    index, shape, body, thumbnails = (np.array(column) for column in zip(*seen, strict=True))
-    patient = index if source.patients is None else np.asarray(source.patients)[index]
+    numbers, shape, body, thumbnails = (np.array(column) for column in zip(*seen, strict=True))
+    patient = numbers if source.patients is None else np.asarray(source.patients)[numbers]
     reasons = np.array(unreadable, dtype=np.str_)
-    survey = Survey(index, patient, chosen(patient, plan), shape, body, thumbnails, reasons)
+    survey = Survey(numbers, patient, chosen(patient, plan), shape, body, thumbnails, reasons)
     write_arrays(path, *vars(survey).values())
     return survey
 

@@ -6,6 +6,7 @@ import csv
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from dira_core import DataError, Image, Source
 from dira_transvw import HEADER, WordsOptions
 
 TABLE = "words.csv"
+CUBES = re.compile(r"cubes/\d{5,}\.npy")
+"""What the table may name: nothing outside of its folder."""
+
 WHITE = 65535
 """What is 1 in a cube; 0 is 0."""
 
@@ -66,16 +70,18 @@ class WordsSource(Source):
         self.folder = options.path
         self.header = read_header(self.folder)
         table = read_table(self.folder)
-        self._lines = [line for line in table if options.split in ("all", line["split"])]
+        self._lines = [line for line in table if options.split in ("all", line.get("split"))]
         if not self._lines:
             raise DataError(
                 f"no instance of split {options.split!r} in {str(self.folder)!r}: set "
                 "data.split=train, or hold patients out when you discover words"
             )
-        self.words = np.array([int(line["word"]) for line in self._lines])
-        self.labels = self.words
-        self.classes = [f"word {number}" for number in range(self.header["words"])]
-        self.patients = np.array([int(line["patient"]) for line in self._lines])
+        try:
+            self.words = self.labels = np.array([int(line["word"]) for line in self._lines])
+            self.patients = np.array([int(line["patient"]) for line in self._lines])
+            self.classes = [f"word {number}" for number in range(self.words.max() + 1)]
+        except (KeyError, ValueError, TypeError) as error:
+            raise DataError(f"{TABLE} of {str(self.folder)!r} is damaged: make it again") from error
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -84,6 +90,8 @@ class WordsSource(Source):
         """Read one cube; raises as `Source.read` does."""
         line = self._lines[index]
         try:
+            if not CUBES.fullmatch(line["file"]):
+                raise ValueError("no file of cubes")
             cube = cubes(str(self.folder / line["file"]))[int(line["row"])]
         except (OSError, ValueError, IndexError) as error:
             raise DataError("the file of cubes is missing or damaged") from error

@@ -205,6 +205,8 @@ OPTIONS = [
     ("noise-outpaint", {"margin": 0.4}),
     ("noise-outpaint", {"side": (0.2, 0.3)}),
     ("noise-outpaint", {"fill": "constant"}),
+    ("noise-outpaint", {"sides": ((0.1, 0.2), (0.5, 0.6))}),
+    ("noise-inpaint", {"sides": ((0.1, 0.2), (0.5, 0.6))}),
     ("patch-swap", {"swaps": 3}),
     ("patch-swap", {"side": (0.2, 0.3)}),
     ("patch-swap", {"margin": 0.3}),
@@ -460,6 +462,19 @@ def test_inpainting_puts_noise_into_the_blocks(shape: tuple[int, ...], fill: str
         else:  # all channels, all pixels another number
             assert len(filling[inside].unique()) == inside.sum()
             assert not (filling == image)[inside].any()
+
+
+@pytest.mark.parametrize("name", ["noise-inpaint", "noise-outpaint"])
+def test_blocks_may_have_bounds_of_their_own_along_each_axis(name: str) -> None:
+    sides = [(0.5, 0.5), (0.25, 0.25), (1 / 16, 3 / 16)]
+    images = torch.full((40, 1, 8, 16, 16), -1.0)
+    painted = make(name, sides=sides, margin=0, blocks=1)(images, draws(40)) >= 0
+    block = (painted if name == "noise-inpaint" else ~painted)[:, 0]
+    assert (block.any(3).any(2).sum(1) == 4).all()
+    assert (block.any(3).any(1).sum(1) == 4).all()
+    assert set(block.any(2).any(1).sum(1).tolist()) == {1, 2, 3}
+    with pytest.raises(RecipeError, match="along 3 axes, the images have 2"):
+        make(name, sides=sides)(images[:, :, 0], draws(40))
 
 
 def test_painted_noise_is_uniform_and_independent_of_the_image() -> None:
