@@ -25,7 +25,7 @@ from dira_core.operations import (
 )
 from dira_core.settings import Settings
 from dira_core.types import Batch, View
-from dira_core.view_options import Views
+from dira_core.view_options import SERIES, Views
 
 
 class ViewMaker:
@@ -58,11 +58,10 @@ class ViewMaker:
         """
         found = crops.box.shape[2]
         if self._dims not in (None, found):
-            kinds = {2: "images", 3: "volumes"}
+            kind, stack = ("images", f"; {SERIES}") if found == 2 else ("volumes", "")
             raise DataError(
-                f"the data are {kinds.get(found, 'something else')} ({found} axes) and the "
-                f"backbone works on {self._dims} axes: choose another --backbone (`dira plugins` "
-                "shows the axes of each), or for slices of volumes --set data.series=true"
+                f"the data are {kind} ({found} axes), and the backbone works on {self._dims} axes: "
+                f"choose another --backbone (`dira plugins` shows the axes of each){stack}"
             )
         index = crops.index.to(self._device, non_blocking=True)
         draws = Draws(index, seed=self._seed + (salt << 32), epoch=epoch, path="views")
