@@ -29,6 +29,9 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
 CACHE = "cache.json"
 """The file that makes a folder a cache."""
 
+CLAIM = "dira-source.json"
+"""A folder with this file is for the source of whoever wrote it, not for `folder`."""
+
 
 Millimetres = Annotated[float, Field(ge=0.01, le=1000)]
 
@@ -201,7 +204,8 @@ def is_cache(value: str | Path) -> bool:
 
 
 def _is_folder(value: str) -> bool:
-    return Path(value).is_dir() and not is_cache(value) and not _is_shards(value)
+    known = is_cache(value) or _is_shards(value) or (Path(value) / CLAIM).is_file()
+    return Path(value).is_dir() and not known
 
 
 def _is_shards(value: str) -> bool:
