@@ -322,7 +322,7 @@ def dira_targets() -> Iterable[Component]:
         CsvOptions,
         build_csv,
         summary="FILE.csv: image, label (or columns of 0 and 1), patient, split",
-        dims=(2,),
+        dims=(2, 3),
         defaults={
             "training": {
                 "optimizer": {"lr": 2e-4, "schedule": "constant"},
@@ -340,7 +340,7 @@ def dira_targets() -> Iterable[Component]:
         MasksOptions,
         build_masks,
         summary="a folder of images and one of masks, or FILE.csv: image, mask, patient, split",
-        dims=(2,),
+        dims=(2, 3),
         defaults={
             "training": {
                 "optimizer": {"lr": 1e-3, "schedule": "epoch-cosine"},
