@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from dira_core import __version__
-from dira_core.cli import bench, config, data, localize, plugins, run, transfer, verify, weights
+from dira_core.cli import (
+    bench,
+    config,
+    data,
+    localize,
+    plugins,
+    report,
+    run,
+    study,
+    transfer,
+    verify,
+    weights,
+)
 from dira_core.components import Command
 from dira_core.errors import DiraError
 from dira_core.loading import said
@@ -41,17 +53,22 @@ def command_line() -> typer.Typer:
     app.command("transfer")(transfer.transfer)
     app.command("targets")(transfer.targets)
     app.command("localize")(localize.localize)
+    app.command("study")(study.study)
+    app.command("report")(report.report)
     app.command("export")(weights.export)
     app.command("import")(weights.import_)
     app.add_typer(plugins.app, name="plugins")
     app.add_typer(data.app, name="data")
     app.add_typer(bench.app, name="bench")
-    ours = {"run", "verify", "config", "transfer", "targets", "localize", "export", "import"}
+    ours = {"run", "verify", "config", "transfer", "targets", "localize", "study", "report"}
+    ours |= {"export", "import"}
     ours |= {"plugins", "data", "bench"}
     for command in installed().commands():
         wrong = "the engine has a verb of that name" if command.name in ours else _flaw(command)
         if wrong:
             typer.echo(f"warning: the verb {command.name!r} is left out: {wrong}", err=True)
+        elif isinstance(command.function, typer.Typer):
+            app.add_typer(command.function, name=command.name, help=command.summary)
         else:
             app.command(command.name, help=command.summary)(command.function)
     return app
@@ -77,7 +94,10 @@ def top(
 def _flaw(command: Command) -> str | None:
     """Return why typer cannot read a plugin's function, or None."""
     alone = typer.Typer()
-    alone.command(command.name)(command.function)
+    if isinstance(command.function, typer.Typer):
+        alone.add_typer(command.function, name=command.name)
+    else:
+        alone.command(command.name)(command.function)
     try:
         typer.main.get_command(alone)
     except Exception as error:

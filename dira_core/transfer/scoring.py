@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from dira_core.roles import Source
-from dira_core.targets import Labels
+from dira_core.targets import Labelled, Labels, Masks
 from dira_core.transfer.images import MaskTask, pieces
 from dira_core.transfer.metrics import (
     Scores,
@@ -49,10 +49,12 @@ def score_labels(target: Labels, test: Array, predicted: Array) -> Predicted:
     found = classification_scores(
         truth, predicted, classes, exclusive=target.exclusive, scored=target.scored
     )
-    header = ["image", *(f"label {c}" for c in classes), *(f"score {c}" for c in classes)]
+    header = ["image", "patient", *(f"{kind} {c}" for kind in ("label", "score") for c in classes)]
+    numbers = patient_numbers(target, test)
     rows = [
         [
             file_cell(target.source, int(index)),
+            str(numbers[row]),
             *("" if np.isnan(value) else f"{value:g}" for value in truth[row]),
             *(f"{value:.6g}" for value in predicted[row]),
         ]
@@ -63,8 +65,7 @@ def score_labels(target: Labels, test: Array, predicted: Array) -> Predicted:
 
 def score_masks(
     task: MaskTask,
-    source: Source,
-    classes: Sequence[str],
+    target: Masks,
     test: Array,
     predict: Callable[[Tensor], Tensor],
 ) -> Predicted:
@@ -73,6 +74,7 @@ def score_masks(
     At the network's size, as published; distances are in mm where all files say how large a pixel
     is, else in px of the stored image.
     """
+    classes = target.classes
     counts: list[Array] = []
     distances: list[list[float | None]] = []
     in_mm = all(task.spacing(int(index)) for index in test)
@@ -87,12 +89,23 @@ def score_masks(
             counts.append(np.stack([overlap(a, b, known[row]) for a, b in pairs]))
             distances.append([hd95(a & known[row], b & known[row], spacing) for a, b in pairs])
     found = segmentation_scores(np.stack(counts), distances, classes, "mm" if in_mm else "px")
-    header = ["image", *(f"{name} {c}" for c in classes for name in ("dice", "iou", "hd95"))]
+    columns = [f"{name} {c}" for c in classes for name in ("dice", "iou", "hd95")]
+    numbers = patient_numbers(target, test)
     rows = [
-        [file_cell(source, int(index)), *_cells(counts[row], distances[row])]
+        [
+            file_cell(target.source, int(index)),
+            str(numbers[row]),
+            *_cells(counts[row], distances[row]),
+        ]
         for row, index in enumerate(test)
     ]
-    return Predicted(found, header, rows)
+    return Predicted(found, ["image", "patient", *columns], rows)
+
+
+def patient_numbers(target: Labelled, test: Array) -> list[int]:
+    """Number the patients of the test images in order: their names stay where they were."""
+    seen: dict[str, int] = {}
+    return [seen.setdefault(target.patients[index], len(seen)) for index in test]
 
 
 def pixel(task: MaskTask, index: int, *, in_mm: bool) -> tuple[float, ...]:

@@ -64,7 +64,7 @@ def predictions(
         said(f"decoder     {decoder}")
         tuning = FineTuning(segmenting, masks, soft_dice, parts, plan, precision)
         tuning.fit(folder, said)
-        predicted = score_masks(masks, target.source, target.classes, parts.test, tuning.predict)
+        predicted = score_masks(masks, target, parts.test, tuning.predict)
         notes = {"decoder": decoder}
     else:
         kind = type(target).__name__
