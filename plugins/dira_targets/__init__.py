@@ -156,6 +156,23 @@ class Luna16Options(Options):
     )
 
 
+class LidcOptions(Options):
+    """LIDC-IDRI of The Cancer Imaging Archive: CT series and the readings, in any sub-folders.
+
+    LIDC-IDRI-0001/STUDY/SERIES/*.dcm ...
+    *.xml (beside the slices, or LIDC-XML-only)
+    patients up to 510 train, up to 610 stop, the others are tested
+    """
+
+    path: Path = Field(description="folder that holds this")
+    readers: int = Field(
+        1, ge=1, le=4, description="how many of the four must have outlined a nodule"
+    )
+    extent: Extent = Field(
+        (32.0, 64.0, 64.0), description="mm around a nodule along depth, height and width"
+    )
+
+
 class LitsOptions(Options):
     """LiTS, in any sub-folders.
 
@@ -215,6 +232,12 @@ def build_luna16(options: Luna16Options, window: Any) -> Labels:
     return read(options, window)
 
 
+def build_lidc(options: LidcOptions, window: Any) -> Masks:
+    from dira_targets.lidc import read
+
+    return read(options, window)
+
+
 def build_lits(options: LitsOptions, window: Any) -> Masks:
     from dira_targets.lits import read
 
@@ -229,7 +252,7 @@ def build_brats(options: BratsOptions, window: Any) -> Masks:
 
 @hookimpl
 def dira_targets() -> Iterable[Component]:
-    """The paper's targets, but LIDC-IDRI, and candidates of any kind for its private one."""
+    """The paper's targets, and candidates of any kind in place of its private one."""
     yield Component(
         "candidates",
         CandidatesOptions,
@@ -247,6 +270,15 @@ def dira_targets() -> Iterable[Component]:
         paper="Setio et al., MedIA 42, 2017, arXiv:1612.08012",
         dims=(3,),
         defaults=volumes(24, 10),
+    )
+    yield Component(
+        "lidc-idri",
+        LidcOptions,
+        build_lidc,
+        summary="masks of nodules in 1,018 chest CTs",
+        paper="Armato et al., Med Phys 38(2), 2011",
+        dims=(3,),
+        defaults=volumes(16, 50),
     )
     yield Component(
         "lits",

@@ -39,6 +39,7 @@ class Candidates(Source):
         for index, volume in enumerate(of):
             self._within[volume].append(index)
         self._cut: dict[int, Image] = {}
+        self._frames: dict[int, tuple[np.ndarray, tuple[int, ...]]] = {}
 
     def __len__(self) -> int:
         return len(self._of)
@@ -50,12 +51,24 @@ class Candidates(Source):
             DataError: The volume cannot be read, or holds nothing of the box.
         """
         if index not in self._cut:
-            volume = self._volumes.read(self._of[index])
-            boxes = {each: self._box(volume, each) for each in self._within[self._of[index]]}
-            self._cut |= {each: box for each, box in boxes.items() if box is not None}
+            self._cut_all(index)
+        return self._cut.pop(index)
+
+    def frame(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
+        """Return the affine of a box, as of an image, and its shape; raises as `read` does."""
+        if index not in self._frames:
+            self._cut_all(index)
+        return self._frames[index]
+
+    def _cut_all(self, index: int) -> None:
+        volume = self._volumes.read(self._of[index])
+        for each in self._within[self._of[index]]:
+            box = self._box(volume, each)
+            if box is not None and box.affine is not None:
+                self._cut[each] = box
+                self._frames[each] = box.affine, box.pixels.shape[1:]
         if index not in self._cut:
             raise DataError("it lies outside its volume: check the axes of the coordinates")
-        return self._cut.pop(index)
 
     def name(self, index: int) -> str:
         """Return its volume and its place."""
@@ -76,7 +89,11 @@ class Candidates(Source):
         sides = np.maximum(1, np.rint(np.divide(self._extent, volume.spacing))).astype(int)
         start = np.rint(voxel - (sides - 1) / 2).astype(int)
         pixels = cut_out(volume.pixels, start, sides)
-        return None if pixels is None else Image(pixels, volume.window, volume.spacing)
+        shift = np.eye(4)
+        shift[:3, 3] = start[::-1]
+        if pixels is None:
+            return None
+        return Image(pixels, volume.window, volume.spacing, affine=volume.affine @ shift)
 
 
 def cut_out(pixels: np.ndarray, start: np.ndarray, sides: np.ndarray) -> np.ndarray | None:

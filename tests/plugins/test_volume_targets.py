@@ -9,17 +9,21 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from kit import kit
+from volumes import noise, write_series
 
 from dira_core import measure_transfer, transfer_plan
 from dira_core.errors import DataError
 from dira_core.transfer.splits import split
-from dira_targets import BratsOptions, CandidatesOptions, Luna16Options
+from dira_targets import BratsOptions, CandidatesOptions, LidcOptions, Luna16Options
 from dira_targets.brats import read as read_brats
 from dira_targets.brats import thirds
 from dira_targets.candidates import cut_out, thinned
 from dira_targets.candidates import read as read_candidates
+from dira_targets.lidc import Plane, drawn_reading
+from dira_targets.lidc import read as read_lidc
 from dira_targets.lits import read as read_lits
 from dira_targets.luna16 import read as read_luna16
+from dira_targets.readings import Outline, filled
 
 SPACING = (0.8, 0.7, 1.5)
 """mm along x, y and z."""
@@ -139,6 +143,77 @@ def test_every_part_keeps_its_positives_and_so_many_others() -> None:
     assert len(kept) == 6
     assert {0, 4} <= set(kept.tolist())
     assert set(thinned(positive, parts, 1.0)) < set(kept)
+
+
+def roi(z: float, points: list[tuple[int, int]]) -> str:
+    edges = "".join(
+        f"<edgeMap><xCoord>{x}</xCoord><yCoord>{y}</yCoord></edgeMap>" for x, y in points
+    )
+    about = f"<imageZposition>{z}</imageZposition><inclusion>TRUE</inclusion>"
+    return f"<roi>{about}{edges}</roi>"
+
+
+def rectangle(x: int, y: int, w: int, h: int) -> list[tuple[int, int]]:
+    """Return corners of the first pixels outside a rectangle whose first pixel is x, y."""
+    return [(x - 1, y - 1), (x + w, y - 1), (x + w, y + h), (x - 1, y + h)]
+
+
+@pytest.fixture(params=[1.0, -1.0], ids=["supine", "prone"])
+def lidc(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Two scans: a nodule of three readers in each, a point, and a nodule of one reader."""
+    for n in (7, 700):
+        voxels = noise(40, 36, 14, seed=n)
+        voxels[20:26, 11:16, 5:8] = 1000
+        affine = np.diag([-0.7 * request.param, -0.8 * request.param, 2.5, 1.0])
+        affine[:3, 3] = [10, 20, -100]
+        folder = tmp_path / f"LIDC-IDRI-{n:04}/1.2/1.3"
+        write_series(folder, voxels, affine, SeriesInstanceUID=f"1.2.{n}")
+        z = [-100 + 2.5 * k for k in range(14)]
+        exact = "".join(roi(z[k], rectangle(20, 11, 6, 5)) for k in (5, 6, 7))
+        small = "".join(roi(z[k], rectangle(21, 12, 4, 3)) for k in (6, 7))
+        other = roi(z[2], rectangle(3, 3, 4, 4))
+        nodules = [[exact, other], [exact, roi(z[9], [(30, 30)])], [small], []]
+        sessions = "".join(
+            "<readingSession>"
+            + "".join(f"<unblindedReadNodule>{each}</unblindedReadNodule>" for each in session)
+            + "</readingSession>"
+            for session in nodules
+        )
+        about = f"<ResponseHeader><SeriesInstanceUid>1.2.{n}</SeriesInstanceUid></ResponseHeader>"
+        text = f'<LidcReadMessage xmlns="http://www.nih.gov">{about}{sessions}</LidcReadMessage>'
+        (folder / "069.xml").write_text(f'<?xml version="1.0" encoding="UTF-8"?>{text}')
+    return tmp_path
+
+
+def test_lidc_draws_what_half_of_the_readers_outlined(lidc: Path) -> None:
+    options = LidcOptions(path=lidc, readers=2, extent=(20.0, 14.0, 14.4))
+    found = read_lidc(options, (-1000.0, 1000.0))
+    assert found.split == ["train", "test"]
+    assert found.patients == ["patient 7", "patient 700"]
+    assert found.notes == ["LIDC-IDRI nodules: 1 train, 1 test", "in 2 series"]
+    for index in range(2):
+        masks, known = found.mask(index)
+        box = found.source.read(index)
+        assert masks.shape == box.pixels.shape
+        assert np.array_equal(masks, box.pixels == 1000)
+        assert masks.sum() == 6 * 5 * 3
+        assert known.all()
+    every = read_lidc(LidcOptions(path=lidc), "auto")
+    assert len(every.source) == 4
+
+
+def test_lidc_takes_holes_out_and_says_what_it_cannot_read(lidc: Path) -> None:
+    line = np.array(rectangle(2, 2, 6, 6))
+    assert filled(line, (12, 12)).sum() == 36
+    ring = [Outline(0.0, line, True), Outline(0.0, np.array(rectangle(4, 4, 2, 2)), False)]
+    plane = Plane(np.zeros(2), np.ones(2))
+    drawn = drawn_reading(ring, plane, np.diag([-1.0, -1, 1, 1]), (1, 12, 12))
+    assert drawn.sum() == 36 - 4
+    with pytest.raises(DataError, match="no nodule of 4 or more readers"):
+        read_lidc(LidcOptions(path=lidc, readers=4), "auto")
+    (lidc / "LIDC-IDRI-0007/1.2/1.3/069.xml").write_text("<a>")
+    with pytest.raises(DataError, match=r"069.xml is no reading of LIDC-IDRI"):
+        read_lidc(LidcOptions(path=lidc), "auto")
 
 
 def nifti(path: Path, voxels: np.ndarray) -> None:
