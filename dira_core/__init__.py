@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dira_core.api import Result as Result
     from dira_core.api import pretrain as pretrain
     from dira_core.api import run as run
+    from dira_core.builtins import VolumeOptions as VolumeOptions
     from dira_core.choices import DistortionChoice as DistortionChoice
     from dira_core.clusters import kmeans as kmeans
     from dira_core.clusters import pca_whiten as pca_whiten
@@ -55,8 +56,10 @@ if TYPE_CHECKING:
     from dira_core.nn.layers import batch_norm as batch_norm
     from dira_core.nn.layers import cells as cells
     from dira_core.nn.layers import conv as conv
+    from dira_core.nn.layers import doubling_conv as doubling_conv
     from dira_core.nn.layers import instance_norm as instance_norm
     from dira_core.nn.layers import mlp as mlp
+    from dira_core.nn.layers import norm_layer as norm_layer
     from dira_core.nn.layers import unit as unit
     from dira_core.nn.layers import upsample as upsample
     from dira_core.nn.queue import Queue as Queue
@@ -97,6 +100,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
+    "builtins": ["VolumeOptions"],
     "choices": ["DistortionChoice"],
     "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
@@ -127,7 +131,17 @@ _PUBLIC = {
         "negative_cosine",
         "nt_xent",
     ],
-    "nn.layers": ["batch_norm", "cells", "conv", "instance_norm", "mlp", "unit", "upsample"],
+    "nn.layers": [
+        "batch_norm",
+        "cells",
+        "conv",
+        "doubling_conv",
+        "instance_norm",
+        "mlp",
+        "norm_layer",
+        "unit",
+        "upsample",
+    ],
     "nn.queue": ["Queue"],
     "nn.resnet": ["ResNet"],
     "nn.teacher": ["Teacher", "rising_momentum"],

@@ -34,7 +34,12 @@ from dira_core.memory import restart_peak
 from dira_core.peers import joined, peers_named
 from dira_core.pictures import contact_sheet, write_png
 from dira_core.plugins import installed
-from dira_core.precision import Precision, resolve_device, resolve_precision
+from dira_core.precision import (
+    Precision,
+    resolve_device,
+    resolve_precision,
+    smallest_bf16_side,
+)
 from dira_core.profiling import Profiled
 from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
@@ -45,6 +50,7 @@ from dira_core.settings import Settings, Train
 from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Trainer
 from dira_core.trio import Model, Trio
+from dira_core.view_options import sides_of
 from dira_core.views import ViewMaker
 
 logger = logging.getLogger("dira")
@@ -280,8 +286,10 @@ class Game:
 
     def __init__(self, trio: Trio, source: Source, settings: Settings) -> None:
         device = resolve_device(settings.train.device)
-        side = min(settings.views.of(view).size for view in range(trio.n_views))
-        name = resolve_precision(settings.train.precision, device, side)
+        dims = trio.backbone.dims
+        sides = (sides_of(settings.views.of(view).size, dims) for view in range(trio.n_views))
+        least = smallest_bf16_side(dims, max(trio.backbone.strides))
+        name = resolve_precision(settings.train.precision, device, min(map(min, sides)), least)
         self.precision = Precision(name, device)
         self.trio = trio
         self.source = source
@@ -296,7 +304,7 @@ class Game:
         self.model = players[0].module
         self.strategy = players[0].strategy
         self.loader = Loader(source, settings, trio.n_views)
-        self.views = ViewMaker(settings, device, trio.n_views)
+        self.views = ViewMaker(settings, device, trio.n_views, dims)
         optimizers = {"model": settings.optimizer, "critic": settings.critic_optimizer}
         self.trainer = Trainer(
             players, optimizers, self.loader, self.views, self.precision, settings
@@ -357,7 +365,8 @@ def play(
     else:
         if first:
             home.write_recipe(to_toml(settings))
-        session.notes["before"] = {"knn": game.probe(pause), **game.examine().metrics}
+        untrained = game.examine().metrics  # first: it notices images the backbone does not take
+        session.notes["before"] = {"knn": game.probe(pause), **untrained}
         session.save(trainer)
         session.settle()  # a log without a checkpoint could not be continued
     observe(installed().hook.dira_run_started, folder=home.path, progress=trainer.progress)

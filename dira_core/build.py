@@ -24,15 +24,18 @@ from dira_core.recipe import Recipe
 from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker, trainable
 from dira_core.settings import Settings, Train
 from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio
+from dira_core.view_options import sides_of
 
 
 def axes(recipe: Recipe) -> int:
     """Return the number of spatial axes of the recipe's data, checked against its components.
 
+    A source may offer images and volumes: then the backbone decides, and what else is chosen.
+
     Raises:
-        RecipeError: A component does not work on that many axes.
+        RecipeError: A component does not work on that many axes, or there are more or fewer sides.
     """
-    dims = installed().find("source", recipe.data.name).dims[0]
+    left = installed().find("source", recipe.data.name).dims
     chosen: list[tuple[Kind, Choice | None]] = [
         ("backbone", recipe.backbone),
         ("discriminator", recipe.discriminator),
@@ -44,11 +47,18 @@ def axes(recipe: Recipe) -> int:
         listed += [view.geometry or [], view.appearance or [], view.distort or []]
     chosen += [("distortion", choice) for choices in listed for choice in choices]
     for kind, choice in chosen:
-        if choice is not None and dims not in installed().find(kind, choice.name).dims:
+        if choice is None:
+            continue
+        works = installed().find(kind, choice.name).dims
+        if not set(left) & set(works):
             raise RecipeError(
-                f"{kind} {choice.name!r} does not work on {dims}-D images such as those of "
+                f"{kind} {choice.name!r} does not work on {left[0]}-D images such as those of "
                 f"{recipe.data.name!r}: choose another (`dira plugins` shows the axes of each)"
             )
+        left = tuple(dims for dims in left if dims in works)
+    size = recipe.views.size
+    dims = len(size) if isinstance(size, tuple) and len(size) in left else left[0]
+    sides_of(size, dims)
     return dims
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 DIRA_API = 1
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", "")
-"""What the folder source looks at; a file without a suffix may be DICOM."""
+"""Of images; a file without a suffix may be DICOM."""
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
+"""What the folder source looks at besides."""
 
 
 CACHE = "cache.json"
 """The file that makes a folder a cache."""
+
+
+Millimetres = Annotated[float, Field(ge=0.01, le=1000)]
 
 
 class ReadOptions(Options):
@@ -37,14 +43,26 @@ class ReadOptions(Options):
     )
 
 
-class FolderOptions(ReadOptions):
-    """A folder of images."""
+class VolumeOptions(ReadOptions):
+    """How volumes are read, and images."""
+
+    spacing: tuple[Millimetres, Millimetres, Millimetres] | None = Field(
+        None, description="of volumes: mm along depth, height and width they are resampled to"
+    )
+    first_of_4d: bool = Field(
+        False, description="take the first volume of a 4-D file, which is refused otherwise"
+    )
+
+
+class FolderOptions(VolumeOptions):
+    """A folder of images, or of volumes."""
 
     path: Path = Field(description="folder, searched with its sub-folders")
+    series: bool = Field(False, description="a folder of DICOM slices is one volume")
 
 
-class ManifestOptions(ReadOptions):
-    """A CSV file with one image a line."""
+class ManifestOptions(VolumeOptions):
+    """A CSV file with one image or volume a line."""
 
     path: Path = Field(description="CSV file with a header; image paths are relative to its folder")
     image: str = Field("image", description="column of the image's path")
@@ -127,6 +145,18 @@ class MasksOptions(Options):
     )
 
 
+Extent = Annotated[int, Field(ge=16)]
+
+
+class Phantom3dOptions(Options):
+    """Procedural CT-like volumes, a function of the volume's position alone."""
+
+    n: int = Field(512, ge=1, description="volumes")
+    size: tuple[Extent, Extent, Extent] = Field(
+        (32, 64, 64), description="depth, height and width in px, each at least 16"
+    )
+
+
 class ResNetOptions(Options):
     """A residual network, He et al., CVPR 2016, arXiv:1512.03385."""
 
@@ -185,6 +215,12 @@ def _is_shards(value: str) -> bool:
     return ".tar" in endings and not endings & {*IMAGE_SUFFIXES, ""}
 
 
+def build_phantom3d(options: Phantom3dOptions) -> Source:
+    from dira_core.data.phantom3d import Phantom3dSource
+
+    return Phantom3dSource(options)
+
+
 @hookimpl
 def dira_sources() -> Iterable[Component]:
     """Folder, manifest, cache, shards and phantom."""
@@ -192,16 +228,16 @@ def dira_sources() -> Iterable[Component]:
         "folder",
         FolderOptions,
         build_folder,
-        summary="PNG, JPEG, TIFF and DICOM files of a folder",
-        dims=(2,),
+        summary="PNG, JPEG, TIFF and DICOM files of a folder; or NIfTI, MetaImage, DICOM series",
+        dims=(2, 3),
         accepts=_is_folder,
     )
     yield Component(
         "manifest",
         ManifestOptions,
         build_manifest,
-        summary="images listed in a CSV file",
-        dims=(2,),
+        summary="images or volumes listed in a CSV file",
+        dims=(2, 3),
         accepts=lambda value: value.endswith(".csv"),
     )
     yield Component(
@@ -226,6 +262,13 @@ def dira_sources() -> Iterable[Component]:
         build_phantom,
         summary="procedural chest radiographs with known labels, no files needed",
         dims=(2,),
+    )
+    yield Component(
+        "phantom3d",
+        Phantom3dOptions,
+        build_phantom3d,
+        summary="procedural CT-like volumes with known labels, no files needed",
+        dims=(3,),
     )
 
 
@@ -275,7 +318,7 @@ def dira_targets() -> Iterable[Component]:
         CsvOptions,
         build_csv,
         summary="FILE.csv: image, label (or columns of 0 and 1), patient, split",
-        dims=(2,),
+        dims=(2, 3),
         defaults={
             "training": {
                 "optimizer": {"lr": 2e-4, "schedule": "constant"},
@@ -293,7 +336,7 @@ def dira_targets() -> Iterable[Component]:
         MasksOptions,
         build_masks,
         summary="a folder of images and one of masks, or FILE.csv: image, mask, patient, split",
-        dims=(2,),
+        dims=(2, 3),
         defaults={
             "training": {
                 "optimizer": {"lr": 1e-3, "schedule": "epoch-cosine"},

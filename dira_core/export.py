@@ -26,6 +26,7 @@ from dira_core.tensorfiles import write_tensors
 from dira_core.transplant import load_into
 from dira_core.trio import Trio
 from dira_core.types import Image
+from dira_core.view_options import sides_of
 from dira_core.weightfiles import BACKBONE, RESTORER, Header, read_safetensors, weights_folder
 
 
@@ -35,13 +36,15 @@ class Preprocessing:
 
     Attributes:
         channels: Of the input.
-        size: Side of the input in px.
+        size: Side of the input in px, or its sides.
         window: What maps to 0 and 1, as in the recipe the weights come from.
+        spacing: Millimetres that volumes are resampled to first, or None.
     """
 
     channels: int
-    size: int
+    size: int | tuple[int, ...]
     window: Window = "auto"
+    spacing: tuple[float, float, float] | None = None
 
     def __call__(self, image: Path | str | np.ndarray[Any, Any]) -> Tensor:
         """Return (1, channels, size, ...) float32 of a file, or of pixels (C, *S) in full range.
@@ -53,10 +56,10 @@ class Preprocessing:
             whole = np.issubdtype(image.dtype, np.integer)
             read_image = Image(image, (0.0, float(np.iinfo(image.dtype).max) if whole else 1.0))
         else:
-            read_image = read(Path(image), self.window)
+            read_image = read(Path(image), self.window, self.spacing)
         found = replace(read_image, pixels=reduce_channels(read_image.pixels, self.channels))
         box = centre_box(found.pixels.shape[1:])
-        pixels = torch.empty(1, self.channels, *[self.size] * len(box))
+        pixels = torch.empty(1, self.channels, *sides_of(self.size, len(box)))
         cut(found, box, pixels[0])
         return pixels
 
@@ -87,9 +90,9 @@ def write_weights(folder: Path, trio: Trio, settings: Settings) -> None:
     header = Header(channels=settings.views.channels, size=settings.views.size)
     if isinstance(settings, Recipe):
         chosen = settings.model_dump(mode="json", include={"backbone", "restorer"})
-        window = settings.data.options.model_dump(include={"window"}).get("window", "auto")
+        how = settings.data.options.model_dump(include={"window", "spacing"})
         origin = None if settings.init is None else Path(settings.init).name
-        known = {"dims": axes(settings), "window": window, "origin": origin, **chosen}
+        known = {"dims": axes(settings), "origin": origin, **how, **chosen}
         header = header.model_copy(update=known)
     write_parts(folder, trio.backbone, trio.restorer, header)
 
@@ -132,7 +135,7 @@ def load(path: Path | str) -> Pretrained:
         restorer = build("restorer", header.restorer or {}, backbone)
         assert restorer is not None
         _fill(restorer, read_safetensors(folder / RESTORER)[0], RESTORER)
-    preprocess = Preprocessing(header.channels, header.size, header.window)
+    preprocess = Preprocessing(header.channels, header.size, header.window, header.spacing)
     return Pretrained(backbone, restorer, preprocess, header)
 
 

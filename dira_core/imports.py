@@ -89,6 +89,7 @@ def import_weights(
         size=size or said.size,
         dims=said.dims,
         window=said.window,
+        spacing=said.spacing,
         backbone=chosen,
         restorer=found.chosen if found else None,
         origin=path.name,

@@ -21,6 +21,9 @@ PRESET_WITHOUT_DATA = "tiny"
 PRESET_WITH_DATA = "fixed"
 """Taken where the data are given and no preset is, if it is installed."""
 
+PRESETS_OF_SOURCES: Mapping[str, str] = {"phantom3d": "tiny3d"}
+"""Taken instead where these data are given: made-up volumes are for a first look too."""
+
 MODES: Mapping[str, Mapping[str, Any]] = {
     "di": {"restorer": "none", "adversary": "none", "stages": []},
     "dir": {"adversary": "none", "stages": []},
@@ -154,7 +157,7 @@ def gather(
     Args:
         flags: What named flags say.
         preset: Name of a preset; "none" takes none. By default `fixed`, or `tiny` where no layer
-            says what the data are; neither, where it is not installed.
+            says what the data are, or `tiny3d` for `phantom3d`; none, where it is not installed.
         recipe: TOML or JSON file.
         assignments: Texts such as "views.size=64".
         data: Name of a source, or what a source accepts (a folder, a file, a URL).
@@ -202,7 +205,9 @@ def default_preset(layers: Iterable[Layer]) -> list[Layer]:
     # data.n=64 alone says how many made-up images, not where others are
     chosen = [values["data"] for values in own if "data" in values]
     given = any(not isinstance(data, Mapping) or "name" in data for data in chosen)
-    name = PRESET_WITH_DATA if given else PRESET_WITHOUT_DATA
+    named = [data["name"] if isinstance(data, Mapping) else data for data in chosen if given]
+    fallback = PRESET_WITH_DATA if given else PRESET_WITHOUT_DATA
+    name = PRESETS_OF_SOURCES.get(named[-1], fallback) if named else fallback
     return [preset_layer(name)] if name in installed().names("preset") else []
 
 

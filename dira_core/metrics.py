@@ -78,7 +78,7 @@ def probe_split(n: int, seed: int) -> Tensor:
 def features(
     backbone: Backbone,
     source: Source,
-    size: int,
+    size: int | Sequence[int],
     channels: int,
     indices: Sequence[int],
     device: torch.device,

@@ -16,14 +16,17 @@ GAP = 2
 
 
 def tile(images: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Lay images (R, K, C, *S) in [0, 1] out as R rows of K; a volume shows its middle slice.
+    """Lay images (R, K, C, *S) in [0, 1] out as R rows of K.
+
+    A volume shows its middle slice, the front of the patient up: the axis from the back to the
+    front is turned over.
 
     Returns:
         (H, W, 3) uint8.
     """
     images = images.detach().float().cpu()
-    while images.dim() > 5:
-        images = images[:, :, :, images.shape[3] // 2]
+    if images.dim() == 6:
+        images = images[:, :, :, images.shape[3] // 2].flip(-2)
     images = images if images.shape[2] == 3 else images[:, :, :1].expand(-1, -1, 3, -1, -1)
     padded = torch.nn.functional.pad(images, (0, GAP, 0, GAP), value=1.0)
     r, k, _, h, w = padded.shape

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from dira_core.choices import DistortionChoice
 from dira_core.components import Options
+from dira_core.errors import RecipeError
 
 SMALLEST_SIDE = 8
 """Of a crop, in px."""
@@ -23,6 +25,26 @@ def _part_of_the_image(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[1] > 1:
         raise ValueError("a crop cannot cover more than 1 of the image")
     return bounds
+
+
+Side = Annotated[int, Field(ge=SMALLEST_SIDE)]
+Size = Side | Annotated[tuple[Side, ...], Field(min_length=2, max_length=3)]
+"""One side for all axes, or one for each: (H, W) or (D, H, W)."""
+
+
+def sides_of(size: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """Return the sides of a crop along its `dims` axes.
+
+    Raises:
+        RecipeError: It has sides for another number of axes.
+    """
+    sides = (size,) * dims if isinstance(size, int) else tuple(size)
+    if len(sides) != dims:
+        raise RecipeError(
+            f"views.size has {len(sides)} sides, the images have {dims} axes: give {dims}, or one "
+            "number for all"
+        )
+    return sides
 
 
 Bounds = Annotated[tuple[float, float], AfterValidator(_ordered)]
@@ -43,13 +65,32 @@ class Override(Options):
     distort: list[DistortionChoice] | None = Field(None, description="instead of views.distort")
 
 
+class Lungs(Options):
+    """Keep crops that are mostly air, as those of lungs (TransVW, Models Genesis)."""
+
+    above: float = Field(
+        0.425, description="soft tissue starts here: 0.425 is -150 HU in the window [-1000, 1000]"
+    )
+    most: float = Field(0.15, ge=0, le=1, description="part of a crop that may be soft tissue")
+    tries: int = Field(
+        8, ge=1, description="places tried for a crop; if none will do, that with most air is taken"
+    )
+
+
 class Views(Options):
     """Crop -> view: what the networks see, and what must be restored."""
 
-    size: int = Field(224, ge=SMALLEST_SIDE, description="side of a crop in px (each axis)")
+    size: Size = Field(
+        224,
+        description="side of a crop in px (each axis), at least 8; or one for each: [depth, "
+        "height, width]",
+    )
     channels: int = Field(1, ge=1, description="channels of an image; grey images are 1")
     scale: Part = Field((0.2, 1.0), description="part of the image's area a crop covers")
     ratio: Bounds = Field((0.75, 4 / 3), description="width over height of a crop")
+    lungs: Lungs | None = Field(
+        None, description="keep crops that are mostly air, as those of lungs; none keeps all"
+    )
     geometry: list[DistortionChoice] = Field(
         default=[], description="applied to input and target alike (flip)"
     )
@@ -73,7 +114,11 @@ class Views(Options):
             if view < override.repeat:
                 chosen = override.model_dump(exclude={"repeat", "side"}, exclude_none=True)
                 changes = {key: getattr(override, key) for key in chosen}
-                side = max(SMALLEST_SIDE, round(self.size * override.side))
-                return self.model_copy(update={**changes, "size": side})
+                return self.model_copy(update={**changes, "size": self._scaled(override.side)})
             view -= override.repeat
         return self
+
+    def _scaled(self, part: float) -> Size:
+        if isinstance(self.size, int):
+            return max(SMALLEST_SIDE, round(self.size * part))
+        return tuple(max(SMALLEST_SIDE, round(side * part)) for side in self.size)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dira_core.buffers import Buffers
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
-from dira_core.errors import RecipeError
+from dira_core.errors import DataError, RecipeError
 from dira_core.operations import (
     Drawn,
     Operation,
@@ -37,9 +37,13 @@ class ViewMaker:
         settings: Of the run.
         device: Where the views are made.
         n_views: Views of an image.
+        dims: Spatial axes that images must have, those of the backbone.
     """
 
-    def __init__(self, settings: Settings, device: torch.device, n_views: int) -> None:
+    def __init__(
+        self, settings: Settings, device: torch.device, n_views: int, dims: int | None = None
+    ) -> None:
+        self._dims = dims
         self._seed = settings.seed
         self._device = device
         self._channels_last = settings.train.channels_last
@@ -47,7 +51,19 @@ class ViewMaker:
         self._buffers = Buffers()
 
     def __call__(self, crops: Crops, epoch: int, salt: int) -> Batch:
-        """Make a batch of views; `salt` gives other ones to a run that went back."""
+        """Make a batch of views; `salt` gives other ones to a run that went back.
+
+        Raises:
+            DataError: The images have other axes than the backbone works on.
+        """
+        found = crops.box.shape[2]
+        if self._dims not in (None, found):
+            kinds = {2: "images", 3: "volumes"}
+            raise DataError(
+                f"the data are {kinds.get(found, 'something else')} ({found} axes) and the "
+                f"backbone works on {self._dims} axes: choose another --backbone (`dira plugins` "
+                "shows the axes of each), or for slices of volumes --set data.series=true"
+            )
         index = crops.index.to(self._device, non_blocking=True)
         draws = Draws(index, seed=self._seed + (salt << 32), epoch=epoch, path="views")
         box = crops.box.to(self._device, non_blocking=True)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -52,10 +52,11 @@ class Header(BaseModel):
 
     Attributes:
         channels: Of the input.
-        size: Side of the input in px.
+        size: Side of the input in px, or its sides.
         preprocessing: How an image is prepared, in words for other libraries' users.
         dims: Number of spatial axes.
         window: What maps to 0 and 1.
+        spacing: Millimetres volumes are resampled to first, or None.
         backbone: Name and options; None for parts put together by hand.
         restorer: Name and options, or None.
         origin: What the weights were before: the initial weights of a run, or an imported file.
@@ -65,10 +66,11 @@ class Header(BaseModel):
 
     format: int = FORMAT
     channels: int = Field(ge=1, le=4096)
-    size: int = Field(ge=1)
+    size: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], ...]
     preprocessing: str = HOW
     dims: int = Field(2, ge=1)
     window: Window = "auto"
+    spacing: tuple[float, float, float] | None = None
     backbone: dict[str, Any] | None = None
     restorer: dict[str, Any] | None = None
     origin: str | None = None

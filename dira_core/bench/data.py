@@ -30,6 +30,7 @@ from dira_core.operations import change_images, plan
 from dira_core.resolving import resolve
 from dira_core.roles import Source
 from dira_core.settings import Settings
+from dira_core.view_options import sides_of
 from dira_core.views import Operations, ViewMaker
 
 IMAGES = 32
@@ -166,7 +167,7 @@ class Ours:
     def __init__(self, source: Source, settings: Settings, batch_size: int) -> None:
         self.source = source
         self.dataset = CropDataset(source, settings, VIEWS)
-        self.size = settings.views.size
+        self.height, self.width = self.size = sides_of(settings.views.size, 2)
         self.indices = [position % len(source) for position in range(batch_size)]
         self._views = ViewMaker(settings, torch.device("cpu"), VIEWS)
         self._settings = settings
@@ -227,6 +228,6 @@ def closeness(ours: Ours) -> float:
         for box in boxes:
             (top, bottom), (left, right) = box.tolist()
             whole = Pillow.fromarray(image.pixels[0]).crop((left, top, right, bottom))
-            theirs = np.asarray(whole.resize((ours.size, ours.size), Pillow.Resampling.BILINEAR))
+            theirs = np.asarray(whole.resize((ours.width, ours.height), Pillow.Resampling.BILINEAR))
             errors.append(float(((crop_level(image, box, ours.size)[0] - theirs) ** 2).mean()))
     return 10 * math.log10(255**2 / (sum(errors) / len(errors)))

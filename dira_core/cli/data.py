@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at images, and prepare them.", no_args_is_help=True)
 
+AXES = ("width", "height", "depth")
+"""What the last axis, the one before and the first of three are called."""
+
 MOST_LISTED = 10
 """Names shown of a kind; the JSON has them all."""
 
@@ -48,6 +51,7 @@ def inspect(
     json: Annotated[bool, typer.Option("--json", help="print JSON, with every name")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="read this many, evenly spaced")] = None,
     workers: Annotated[int, typer.Option(min=0, help="processes that read files")] = 0,
+    assignments: Assignments = None,
 ) -> None:
     """Read every image; say what is there, what cannot be read and why, and what to do.
 
@@ -55,7 +59,7 @@ def inspect(
     """
     from dira_core.data.audit import audit
 
-    source = _source(path)
+    source = _source(path, assignments or [])
     with _progress("reading", min(limit or len(source), len(source))) as tick:
         found = audit(source, limit=limit, workers=workers, tick=lambda: tick(1))
     typer.echo(found.to_json() if json else "\n".join(report(found)))
@@ -200,12 +204,16 @@ def _facts(audit: Audit) -> Iterator[str]:
     yield f"format     {_listing(audit.formats)}"
     yield f"bits       {_listing(audit.bits)}"
     yield f"channels   {_listing(audit.channels)}"
-    sizes = zip(("width", "height", "depth"), audit.sizes, strict=False)
+    sizes = zip(AXES, audit.sizes, strict=False)
     yield "size       " + "; ".join(f"{axis} {_spread(spread)} px" for axis, spread in sizes)
     yield f"values     {audit.intensity[0]:g} to {audit.intensity[1]:g}"
     yield f"window     0 = {_spread(audit.window_low)}; 1 = {_spread(audit.window_high)}"
     if audit.spacing:
-        yield f"spacing    {_spread(audit.spacing)} mm ({audit.spaced} images say it)"
+        along = zip(AXES, audit.spacing, strict=False)
+        listed = "; ".join(f"{axis} {_spread(spread)} mm" for axis, spread in along)
+        yield f"spacing    {listed} ({audit.spaced} images say it)"
+    if audit.stored:
+        yield f"axes       {_listing(audit.stored)}; read as RAS, width to depth"
 
 
 def _listing(counts: dict[str, int]) -> str:
@@ -223,9 +231,9 @@ def _names(names: list[str]) -> Iterator[str]:
         yield f"           and {len(names) - MOST_LISTED} more (--json lists all)"
 
 
-def _source(value: str) -> Source:
-    """Build the source that a value of `--data` means, with its default options."""
-    component, options = _chosen(value, [])
+def _source(value: str, assignments: Sequence[str]) -> Source:
+    """Build the source that a value of `--data` means, with the options assigned."""
+    component, options = _chosen(value, assignments)
     source: Source = component.build(options)
     return source
 

@@ -27,15 +27,16 @@ class Decoded:
     """The pixels of a file before a window is chosen.
 
     Attributes:
-        pixels: (C, H, W), uint8, uint16 or float32.
-        format: "PNG", "JPEG", "TIFF" or "DICOM".
+        pixels: (C, *S), uint8, uint16 or float32; the axes of a volume are as in `volumes`.
+        format: "PNG", "JPEG", "TIFF", "DICOM", "NIfTI", "MetaImage" or "DICOM series".
         bits: Bits a value had in the file.
         full: Smallest and largest value the file could hold; of floats, those it holds.
         window: The two values the file itself wants mapped to 0 and 1, or None.
         invert: Whether large values are dark (MONOCHROME1, MinIsWhite).
-        padding: (H, W) bool, pixels outside the image, or None.
-        spacing: Height and width of a pixel in mm, or None.
+        padding: (*S) bool, pixels outside the image, or None.
+        spacing: Size of a pixel along each axis of S in mm, or None.
         notes: What a user should know about how the file was read; never a value of its header.
+        stored: Where the axes of a volume point in its file, fastest first: "RAS", "LPI"; or None.
     """
 
     pixels: np.ndarray
@@ -45,8 +46,9 @@ class Decoded:
     window: tuple[float, float] | None = None
     invert: bool = False
     padding: np.ndarray | None = None
-    spacing: tuple[float, float] | None = None
+    spacing: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
+    stored: str | None = None
 
 
 def check_size(values: int, value_bytes: int, stored_bytes: int) -> None:

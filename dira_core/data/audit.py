@@ -16,7 +16,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dira_core.data import Decoded, Window
+from dira_core.builtins import VolumeOptions
+from dira_core.data import Decoded
 from dira_core.data.readers import inspect
 from dira_core.errors import DataError
 from dira_core.types import Image
@@ -49,6 +50,7 @@ class Finding:
     spacing: tuple[float, ...] | None
     digest: bytes
     notes: tuple[str, ...]
+    stored: str | None
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class Audit:
         sizes: Pixels along each axis of the images, the last one first (width, height).
         intensity: Smallest and largest pixel value of all images.
         window_low, window_high: The values that map to 0 and 1.
-        spacing: Size of a pixel along its longer edge in mm, over the `spaced` images that say it.
+        spacing: Size of a pixel along each axis in mm, the last axis first, over the `spaced`
+            images that say it.
+        stored: Volumes by where their axes point in the file, fastest first.
         duplicates: Groups of images with exactly the same pixels.
         unreadable: Names and why.
         ignored: Files left out, by reason.
@@ -82,8 +86,9 @@ class Audit:
     intensity: tuple[float, float] | None
     window_low: Spread | None
     window_high: Spread | None
-    spacing: Spread | None
+    spacing: list[Spread]
     spaced: int
+    stored: dict[str, int]
     duplicates: list[list[str]]
     unreadable: list[tuple[str, str]]
     ignored: dict[str, int]
@@ -128,10 +133,10 @@ def audit(
     return summarise(source, indices, results)
 
 
-def examine(path: Path, window: Window) -> Finding | str:
+def examine(path: Path, how: VolumeOptions) -> Finding | str:
     """Read a file; return what it is, or why it cannot be read."""
     try:
-        return _finding(*inspect(path, window))
+        return _finding(*inspect(path, how.window, how.spacing, first_of_4d=how.first_of_4d))
     except DataError as error:
         return str(error)
 
@@ -149,8 +154,8 @@ def summarise(source: Source, indices: Sequence[int], results: list[Finding | st
     for index, finding in read:
         copies.setdefault(finding.digest, []).append(source.name(index))
     duplicates = [names for names in copies.values() if len(names) > 1]
-    axes = len(found[0].shape) - 1 if found else 0
-    spacing = [max(f.spacing) for f in found if f.spacing]
+    axes = min((len(f.shape) - 1 for f in found), default=0)  # of a mixture, those all have
+    spacing = [f.spacing for f in found if f.spacing]
     return Audit(
         images=len(source),
         examined=len(indices),
@@ -161,8 +166,9 @@ def summarise(source: Source, indices: Sequence[int], results: list[Finding | st
         intensity=(min(f.low for f in found), max(f.high for f in found)) if found else None,
         window_low=_spread(f.window[0] for f in found) if found else None,
         window_high=_spread(f.window[1] for f in found) if found else None,
-        spacing=_spread(spacing) if spacing else None,
+        spacing=[_spread(s[-1 - axis] for s in spacing) for axis in range(axes) if spacing],
         spaced=len(spacing),
+        stored=_counts(f.stored for f in found if f.stored),
         duplicates=duplicates,
         unreadable=unreadable,
         ignored=dict(source.ignored) if isinstance(source, FileSource) else {},
@@ -180,11 +186,11 @@ def _results(source: Source, indices: list[int], workers: int) -> Iterator[Findi
         return
     paths = map(source.path, indices)
     if workers == 0:
-        yield from map(examine, paths, repeat(source.window))
+        yield from map(examine, paths, repeat(source.options))
         return
     try:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            yield from pool.map(examine, paths, repeat(source.window), chunksize=16)
+            yield from pool.map(examine, paths, repeat(source.options), chunksize=16)
     except BrokenProcessPool as error:
         raise DataError("a reading process died: use --workers 0 to see at which file") from error
 
@@ -212,6 +218,7 @@ def _finding(image: Image, decoded: Decoded) -> Finding:
         image.spacing,
         digest.digest(),
         decoded.notes,
+        decoded.stored,
     )
 
 
@@ -248,8 +255,10 @@ def _advice(found: list[Finding], unreadable: int, duplicates: list[list[str]]) 
         yield "some images are grey, others in colour: views.channels says what the networks see"
     if len({f.bits for f in found}) > 1:
         yield "bit depths differ: look at a few images, or set data.window"
-    if any(f.format == "DICOM" and f.low < -500 for f in found):
+    if len({len(f.shape) for f in found}) > 1:
+        yield "some are images, others volumes: a run takes one kind, give each a folder of its own"
+    if any(f.format != "made" and f.low < -500 for f in found):
         yield "some values look like HU: set data.window, for example [-1000, 400] for lungs"
-    side = int(statistics.median_low(min(f.shape[1:]) for f in found)) if found else SIDE
+    side = int(statistics.median_low(min(f.shape[-2:]) for f in found)) if found else SIDE
     if side < SIDE:
         yield f"half of the images are at most {side} px a side: choose a smaller views.size"

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dira_core.filters import filtered, resizing
+from dira_core.view_options import sides_of
+
 if TYPE_CHECKING:
     from dira_core.draws import Draws
 
@@ -69,22 +72,26 @@ def centre_box(shape: Sequence[int]) -> Tensor:
     return torch.tensor([[start, start + size] for start, size in zip(starts, sizes, strict=True)])
 
 
-def crop_resize(pixels: np.ndarray, box: Tensor, size: int) -> Tensor:
+def crop_resize(pixels: np.ndarray, box: Tensor, size: int | Sequence[int]) -> Tensor:
     """Cut a box out of an image and resize it, as torchvision's `resized_crop` does.
+
+    Volumes are treated alike, axis by axis.
 
     Args:
         pixels: (C, *S), integers or floats; never written to.
         box: First and last edge along each axis of S in px, (D, 2) int64.
-        size: Length of every side of the result.
+        size: Length of every side of the result, or the length of each.
 
     Returns:
-        (C, size, ...) float32 in the units of `pixels`; (bi-, tri-)linear, 2-D ones antialiased.
+        (C, *size) float32 in the units of `pixels`; linear, antialiased where it shrinks.
     """
     inside = tuple(slice(first, last) for first, last in box.tolist())
-    piece = torch.from_numpy(pixels[(slice(None), *inside)].astype(np.float32))[None]
-    flat = len(inside) == 2
-    mode = "bilinear" if flat else "trilinear"
-    return F.interpolate(piece, (size,) * len(inside), mode=mode, antialias=flat)[0]
+    piece, sides = pixels[(slice(None), *inside)], sides_of(size, len(inside))
+    if len(sides) == 3:
+        taps = map(resizing, piece.shape[1:], sides)
+        return torch.from_numpy(filtered(piece, list(taps)))
+    whole = torch.from_numpy(piece.astype(np.float32))[None]
+    return F.interpolate(whole, sides, mode="bilinear", antialias=True)[0]
 
 
 def normalise(pixels: Tensor, window: tuple[float, float]) -> Tensor:
@@ -93,6 +100,20 @@ def normalise(pixels: Tensor, window: tuple[float, float]) -> Tensor:
     if low == high:
         return torch.zeros_like(pixels)
     return ((pixels - low) / (high - low)).clamp_(0, 1)
+
+
+def soft_tissue(crop: Tensor, above: float) -> float:
+    """Return how much of a crop (C, *S) in [0, 1] is soft tissue, as a part of it.
+
+    A voxel counts fully if it is bright, and half if the next one along the first of three axes is.
+
+    Source: the filter of Models Genesis (arXiv:1908.06912) and TransVW (arXiv:2102.10680).
+    """
+    bright = (crop >= above).any(0)
+    score = bright.float()
+    if bright.dim() == 3:
+        score[:-1] += 0.5 * (bright[1:] & ~bright[:-1])
+    return float(score.mean())
 
 
 def reduce_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Source: DICOM PS3.3, C.7.6.3 (pixels), C.11.1 (modality LUT), C.11.2 (VOI LUT).
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from io import BytesIO
 from typing import BinaryIO
 
@@ -59,17 +60,21 @@ def decode(file: BinaryIO, *, voi: bool) -> Decoded:
     """
     dataset = parse(file)
     kind, frames = describe(dataset)
-    frame = frames // 2
+    notes = ("several frames: the middle one is read",) if frames > 1 else ()
+    return replace(image_of(dataset, kind, frames // 2, voi=voi), notes=notes)
+
+
+def image_of(dataset: Dataset, kind: str, frame: int, *, voi: bool) -> Decoded:
+    """Return one frame of a data set that `describe` found safe, and of what kind."""
     stored = stored_pixels(dataset, frame)
     bits = int(dataset.get("BitsStored") or 8 * stored.itemsize)
-    notes = ("several frames: the middle one is read",) if frames > 1 else ()
     spacing = _spacing(dataset, frame)
     if kind not in MONOCHROME:
         rgb = stored if kind in COLOUR else apply_color_lut(stored, dataset)[..., :3]
         bits = bits if kind in COLOUR else 8 * rgb.itemsize
         planes = np.ascontiguousarray(np.moveaxis(_native(rgb), -1, 0))
         full = (0.0, 2.0**bits - 1)
-        return Decoded(planes, "DICOM", bits, full, window=full, spacing=spacing, notes=notes)
+        return Decoded(planes, "DICOM", bits, full, window=full, spacing=spacing)
     values, full = _modality(stored, _range(stored, bits, dataset), dataset, frame)
     window = None
     if voi:
@@ -78,7 +83,7 @@ def decode(file: BinaryIO, *, voi: bool) -> Decoded:
     values, padding = _native(values), _padding(stored, dataset)
     if padding is not None:
         values[padding] = values[~padding].max() if invert else values[~padding].min()
-    return Decoded(values[None], "DICOM", bits, full, window, invert, padding, spacing, notes)
+    return Decoded(values[None], "DICOM", bits, full, window, invert, padding, spacing)
 
 
 def parse(file: BinaryIO) -> Dataset:
@@ -191,7 +196,7 @@ def _modality(
     """Return values in the modality's units (HU for CT)."""
     if dataset.get("ModalityLUTSequence"):
         return look_up(stored, dataset.ModalityLUTSequence[0], dataset)
-    item = _group(dataset, frame, "PixelValueTransformationSequence")
+    item = group(dataset, frame, "PixelValueTransformationSequence")
     slope, intercept = _number(item, "RescaleSlope"), _number(item, "RescaleIntercept")
     slope, intercept = 1.0 if slope is None else slope, intercept or 0.0
     if (slope, intercept) == (1, 0):
@@ -204,7 +209,7 @@ def _voi(
     values: np.ndarray, full: tuple[float, float], dataset: Dataset, frame: int
 ) -> tuple[np.ndarray, tuple[float, float], tuple[float, float] | None]:
     """Return values, their range and the window to show: C.11.2.1; the first of several."""
-    item = _group(dataset, frame, "FrameVOILUTSequence")
+    item = group(dataset, frame, "FrameVOILUTSequence")
     if item.get("VOILUTSequence"):
         values, full = look_up(values, item.VOILUTSequence[0], dataset)
         return values, full, full
@@ -247,7 +252,7 @@ def _padding(stored: np.ndarray, dataset: Dataset) -> np.ndarray | None:
 
 
 def _spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
-    item = _group(dataset, frame, "PixelMeasuresSequence")
+    item = group(dataset, frame, "PixelMeasuresSequence")
     value = item.get("PixelSpacing") or dataset.get("ImagerPixelSpacing")
     if value is None or len(value) != 2:
         return None
@@ -256,7 +261,7 @@ def _spacing(dataset: Dataset, frame: int) -> tuple[float, float] | None:
     return (height, width) if finite else None
 
 
-def _group(dataset: Dataset, frame: int, sequence: str) -> Dataset:
+def group(dataset: Dataset, frame: int, sequence: str) -> Dataset:
     """Return the item of a functional group, the frame's before the shared one, or the data set."""
     places = (("PerFrameFunctionalGroupsSequence", frame), ("SharedFunctionalGroupsSequence", 0))
     for name, position in places:

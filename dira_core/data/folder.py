@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import stat
 from abc import ABC
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dira_core.builtins import IMAGE_SUFFIXES, FolderOptions
-from dira_core.data import Window
+from dira_core.builtins import IMAGE_SUFFIXES, VOLUME_SUFFIXES, FolderOptions, VolumeOptions
 from dira_core.data.readers import HEAD, read, sniff
 from dira_core.errors import DataError
 from dira_core.roles import Source
 from dira_core.types import Image
+
+SUFFIXES = (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)
 
 SKIPPED_NAMES = ("__MACOSX", "DICOMDIR")
 """What archives and CD exports add: shadows of files, and an index without pixels."""
@@ -27,16 +29,16 @@ class FileSource(Source, ABC):
     Args:
         root: Folder that the paths start from.
         paths: Of the images, relative to `root` or absolute.
-        window: How pixel values become [0, 1].
+        options: How files are read.
         ignored: What else was there and why it is left out, counted.
     """
 
     def __init__(
-        self, root: Path, paths: Sequence[str], window: Window, ignored: Counter[str]
+        self, root: Path, paths: Sequence[str], options: VolumeOptions, ignored: Counter[str]
     ) -> None:
         self.root = root
         self.paths = paths
-        self.window = window
+        self.options = options
         self.ignored = ignored
 
     def __len__(self) -> int:
@@ -48,7 +50,8 @@ class FileSource(Source, ABC):
 
     def read(self, index: int) -> Image:
         """Read one image; raises as `dira_core.data.readers.read` does."""
-        return read(self.path(index), self.window)
+        how = self.options
+        return read(self.path(index), how.window, how.spacing, first_of_4d=how.first_of_4d)
 
     def name(self, index: int) -> str:
         """Return the path from the root; characters that a terminal would obey are escaped."""
@@ -73,7 +76,8 @@ class FolderSource(FileSource):
     """Every image file of a folder and its sub-folders, sorted by path.
 
     Linked files and folders are followed, each folder once. A file without a suffix (or with
-    digits for one, as in UIDs) is an image if its first bytes say so.
+    digits for one, as in UIDs) is an image if its first bytes say so. With `series`, a folder of
+    DICOM files counts as one volume.
 
     Raises:
         DataError: The folder is missing, or holds no image.
@@ -84,15 +88,18 @@ class FolderSource(FileSource):
         if not root.is_dir():
             raise DataError(f"no folder {printable(str(root))!r}: give an existing one")
         above = len(os.path.join(root, ""))
-        paths = sorted(path[above:] for path in _walk(root, ignored, set()))
+        found: Iterable[str] = _walk(root, ignored, set())
+        if options.series:
+            found = map(_series_of, found)
+        paths = sorted({path[above:] or "." for path in found})
         if not paths:
-            known = " ".join(suffix for suffix in IMAGE_SUFFIXES if suffix)
+            known = " ".join(suffix for suffix in SUFFIXES if suffix)
             seen = ", ".join(f"{n} {why}" for why, n in ignored.most_common(5)) or "nothing at all"
             raise DataError(
                 f"no image in {printable(str(root))!r}: looked for {known} and DICOM without a "
                 f"suffix, found {seen}"
             )
-        super().__init__(root, paths, options.window, ignored)
+        super().__init__(root, paths, options, ignored)
 
 
 def printable(name: str) -> str:
@@ -136,9 +143,9 @@ def _reason_to_skip(entry: os.DirEntry[str]) -> str | None:
         return None
     if not entry.is_file():
         return "broken link" if entry.is_symlink() else "not a regular file"
-    suffix = os.path.splitext(entry.name)[1].lower()
+    suffix = _suffix(entry.name)
     if suffix and not suffix[1:].isdigit():
-        return None if suffix in IMAGE_SUFFIXES else printable(suffix)
+        return None if suffix in SUFFIXES else printable(suffix)
     return None if _looks_like_image(entry.path) else "no suffix, no image"
 
 
@@ -150,8 +157,23 @@ def _looks_like_image(path: str) -> bool:
         return True  # reading it will say what is wrong
 
 
+def _suffix(name: str) -> str:
+    lower = name.lower()
+    return ".nii.gz" if lower.endswith(".nii.gz") else os.path.splitext(lower)[1]
+
+
+def _series_of(path: str) -> str:
+    """Return the folder of a DICOM file, and other files themselves."""
+    suffix = _suffix(path)
+    dicom = suffix in (".dcm", ".dicom", "") or suffix[1:].isdigit()
+    return os.path.join(os.path.dirname(path), "") if dicom else path
+
+
 def _size(path: Path) -> int:
     try:
-        return path.stat().st_size
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
+        return status.st_size
     except (OSError, ValueError):
         return -1

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from dira_core.builtins import CsvOptions, MasksOptions
+from dira_core.builtins import CsvOptions, MasksOptions, VolumeOptions
 from dira_core.data import Window
 from dira_core.data.folder import FileSource, FolderSource, printable
 from dira_core.data.manifest import column_of, line_number, read_csv
-from dira_core.data.readers import decode
+from dira_core.data.readers import decode_path
 from dira_core.errors import DataError, RecipeError, did_you_mean
 from dira_core.targets import Labels, Masks
 
@@ -54,7 +54,7 @@ class Table:
         if "" in paths:
             number = line_number(self.path, self.lines[paths.index("")])
             raise DataError(f"line {number} names no image: give it a path")
-        return FileSource(self.path.parent, paths, window, Counter())
+        return FileSource(self.path.parent, paths, VolumeOptions(window=window), Counter())
 
     def split(self, name: str | None) -> list[str] | None:
         """Return the split column, where the file has it."""
@@ -166,14 +166,15 @@ class FileMasks(Masks):
 
 
 def mask_pixels(path: Path) -> Array:
-    """Read a mask as it is stored, (H, W): no window, and empty ones are welcome.
+    """Read a mask as it is stored, (*S): no window, and empty ones are welcome.
+
+    Axes of a volume are turned as those of its image.
 
     Raises:
         DataError: It cannot be read, or is a colour picture.
     """
     try:
-        with path.open("rb") as file:
-            pixels = decode(file, path.stat().st_size, voi=False).pixels
+        pixels = decode_path(path, "full", first_of_4d=False).pixels
     except (OSError, DataError) as error:
         reason = str(error) if isinstance(error, DataError) else (error.strerror or "").lower()
         raise DataError(
@@ -222,12 +223,17 @@ def _paired(options: MasksOptions, window: Window) -> tuple[FileSource, list[Pat
         )
     images = FolderSource(FolderOptions(path=options.path))
     masks = FolderSource(FolderOptions(path=options.masks))
-    place = {str(Path(path).with_suffix("")): masks.path(i) for i, path in enumerate(masks.paths)}
-    paired = [path for path in images.paths if str(Path(path).with_suffix("")) in place]
+    place = {_stem(path): masks.path(i) for i, path in enumerate(masks.paths)}
+    paired = [path for path in images.paths if _stem(path) in place]
     if not paired:
         raise DataError(
             f"no image of {printable(str(options.path))!r} has a mask of its name in "
             f"{printable(str(options.masks))!r}: name them alike (a/1.png and a/1.png)"
         )
-    source = FileSource(options.path, paired, window, Counter())
-    return source, [place[str(Path(path).with_suffix(""))] for path in paired]
+    source = FileSource(options.path, paired, VolumeOptions(window=window), Counter())
+    return source, [place[_stem(path)] for path in paired]
+
+
+def _stem(path: str) -> str:
+    """Return a path without its suffix, which may be .nii.gz."""
+    return str(Path(path.removesuffix(".gz")).with_suffix(""))

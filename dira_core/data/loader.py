@@ -12,12 +12,20 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dira_core.buffers import Buffers
-from dira_core.data.crops import centre_box, crop_boxes, crop_resize, normalise, reduce_channels
+from dira_core.data.crops import (
+    centre_box,
+    crop_boxes,
+    crop_resize,
+    normalise,
+    reduce_channels,
+    soft_tissue,
+)
 from dira_core.data.pyramid import crop_level, on_grid, place
 from dira_core.data.workers import Workers
 from dira_core.distributed import rank, world_size
 from dira_core.draws import Draws, shuffled, shuffled_in_blocks
 from dira_core.errors import DataError, DiraError, PluginError
+from dira_core.view_options import Lungs, sides_of
 
 if TYPE_CHECKING:
     from dira_core.roles import Source
@@ -180,6 +188,8 @@ class CropDataset(Dataset[Crops]):
         self._seed = settings.seed
         self._views = [views.of(view) for view in range(n_views)]
         self._channels = views.channels
+        self._lungs = views.lungs
+        self._tries = views.lungs.tries if views.lungs else 1
         self._buffers = Buffers()
 
     def crops(self, request: Request) -> Crops:
@@ -194,14 +204,16 @@ class CropDataset(Dataset[Crops]):
         index = torch.tensor([at for at, _ in read])
         images = [image for _, image in read]
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
-        boxes = self.boxes(index, images, request)
+        attempts = [self.boxes(index, images, request, n) for n in range(self._tries)]
+        boxes = attempts[0]
         pixels = [
-            self._buffers.empty(len(images), self._channels, *[view.size] * boxes.shape[2])
+            self._buffers.empty(len(images), self._channels, *sides_of(view.size, boxes.shape[2]))
             for view in self._views
         ]
         for row, image in enumerate(images):  # all views of it while it is in the cache
             for number, view in enumerate(pixels):
-                cut(image, boxes[row, number], view[row])
+                places = [attempt[row, number] for attempt in attempts]
+                boxes[row, number] = cut_best(image, places, view[row], self._lungs)
         return Crops(
             pixels=tuple(pixels),
             box=boxes.float(),
@@ -218,8 +230,10 @@ class CropDataset(Dataset[Crops]):
         except DiraError as error:
             return error
 
-    def boxes(self, index: Tensor, images: Sequence[Image], request: Request) -> Tensor:
-        """Return where every view of every image lies, (B, V, D, 2) int64."""
+    def boxes(
+        self, index: Tensor, images: Sequence[Image], request: Request, attempt: int = 0
+    ) -> Tensor:
+        """Return where every view of every image lies, or might lie, (B, V, D, 2) int64."""
         sizes = [image.pixels.shape[1:] for image in images]
         axes = {len(size) for size in sizes}
         if len(axes) > 1:
@@ -229,7 +243,8 @@ class CropDataset(Dataset[Crops]):
             )
         shapes, depths = torch.tensor(sizes), torch.tensor([len(image.levels) for image in images])
         seed = salted(self._seed, request.salt)
-        draws = Draws(index, seed=seed, epoch=request.epoch, path="crop")
+        path = f"crop {attempt}" if attempt else "crop"
+        draws = Draws(index, seed=seed, epoch=request.epoch, path=path)
         boxes = []
         for number, view in enumerate(self._views):
             drawn = crop_boxes(shapes, replace(draws, view=number), view.scale, view.ratio)
@@ -333,7 +348,7 @@ def salted(seed: int, salt: int) -> int:
 
 def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
     """Write the crop of an image into `pixels`, (C, *S) in [0, 1]; one channel is repeated."""
-    size, channels = pixels.shape[-1], len(pixels)
+    size, channels = pixels.shape[1:], len(pixels)
     if image.levels:
         crop = reduce_channels(crop_level(image, box, size), channels)
         place(crop, image.window, pixels)
@@ -341,16 +356,37 @@ def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
         pixels[...] = normalise(crop_resize(image.pixels, box, size), image.window)
 
 
-def whole_images(source: Source, indices: Sequence[int], size: int, channels: int) -> Tensor:
+def cut_best(image: Image, boxes: Sequence[Tensor], pixels: Tensor, lungs: Lungs | None) -> Tensor:
+    """Cut as `cut` does, at the first place that is mostly air, else at that with most air.
+
+    Returns:
+        Where, one of `boxes`; the first one if air is not asked for.
+    """
+    shares: list[float] = []
+    for box in boxes:
+        cut(image, box, pixels)
+        if lungs is None:
+            return box
+        shares.append(soft_tissue(pixels, lungs.above))
+        if shares[-1] <= lungs.most:
+            return box
+    best = boxes[shares.index(min(shares))]
+    cut(image, best, pixels)
+    return best
+
+
+def whole_images(
+    source: Source, indices: Sequence[int], size: int | Sequence[int], channels: int
+) -> Tensor:
     """Return central squares of images without any augmentation, for probes and contact sheets.
 
     Returns:
-        (B, channels, size, ...) float32 in [0, 1]; the next readable image for an unreadable one.
+        (B, channels, *size) float32 in [0, 1]; the next readable image for an unreadable one.
     """
     reader = Images(source, channels)
     images = [reader.readable(int(index))[1] for index in indices]
     boxes = [centre_box(image.pixels.shape[1:]) for image in images]
-    pixels = torch.empty(len(images), channels, *[size] * len(boxes[0]))
+    pixels = torch.empty(len(images), channels, *sides_of(size, len(boxes[0])))
     for image, box, place_of in zip(images, boxes, pixels, strict=True):
         cut(image, box, place_of)
     return pixels

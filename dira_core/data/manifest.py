@@ -52,7 +52,7 @@ class ManifestSource(FileSource):
             known = list(_texts(lines, header.index("split")))
             self.split_names = sorted(set(known))
             self.splits = _numbers(known, self.split_names)
-        super().__init__(options.path.parent, paths, options.window, Counter())
+        super().__init__(options.path.parent, paths, options, Counter())
 
 
 Line = list[str]

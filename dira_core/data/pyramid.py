@@ -6,7 +6,7 @@ the box says. Pure functions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dira_core.filters import filtered, resizing
 from dira_core.types import Image
+from dira_core.view_options import sides_of
 
 SMALLEST_SIDE = 8
 """Pixels along each axis that a level has at least; no crop is smaller."""
@@ -49,13 +50,13 @@ def _pairs(sums: np.ndarray, axis: int, wide: np.dtype) -> np.ndarray:
     return total
 
 
-def on_grid(boxes: Tensor, shapes: Tensor, size: int, depths: Tensor) -> Tensor:
+def on_grid(boxes: Tensor, shapes: Tensor, size: int | Sequence[int], depths: Tensor) -> Tensor:
     """Move crop boxes onto the grid of the level they are cut from: by at most a pixel of it.
 
     Args:
         boxes: First and last edge along each axis in px, (B, D, 2) int64.
         shapes: Sizes of the source images, (B, D) int64.
-        size: Side of the crops to be made.
+        size: Side of the crops to be made, or their sides.
         depths: Levels each image has below the full one, (B,) int64; boxes of images without any
             are left as they are.
 
@@ -64,8 +65,8 @@ def on_grid(boxes: Tensor, shapes: Tensor, size: int, depths: Tensor) -> Tensor:
     """
     sides = boxes[..., 1] - boxes[..., 0]
     deepest = int(depths.max())
-    wanted = size << torch.arange(1, deepest + 1)
-    fine_enough = (sides.amin(1, keepdim=True) >= wanted).sum(1)
+    wanted = torch.tensor(sides_of(size, sides.shape[1])) << torch.arange(1, deepest + 1)[:, None]
+    fine_enough = (sides[:, None] >= wanted).all(-1).sum(1)
     step = (1 << fine_enough.minimum(depths))[:, None]
     room = shapes // step
     cells = ((sides + step // 2) // step).minimum(room)
@@ -74,23 +75,24 @@ def on_grid(boxes: Tensor, shapes: Tensor, size: int, depths: Tensor) -> Tensor:
     return torch.stack([first, first + cells], -1) * step[..., None]
 
 
-def crop_level(image: Image, box: Tensor, size: int) -> np.ndarray:
+def crop_level(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarray:
     """Cut a box out of an image with levels and resize it, antialiased.
 
     Args:
         image: Its smallest level that is not smaller than the result, and on whose grid the box
             lies, is read.
         box: First and last edge along each axis in px, (D, 2) int64.
-        size: Length of every side of the result.
+        size: Length of every side of the result, or of each.
 
     Returns:
-        (C, size, ...) float32 in the units of the image, of any memory layout.
+        (C, *size) float32 in the units of the image, of any memory layout.
     """
     edges: list[list[int]] = box.tolist()
     level, pixels = 0, image.pixels
     for smaller in image.levels:
         step = 2 << level
-        if any(a % step or b % step or b - a < size * step for a, b in edges):
+        fits = zip(edges, sides_of(size, len(edges)), strict=True)
+        if any(a % step or b % step or b - a < side * step for (a, b), side in fits):
             break
         level, pixels = level + 1, smaller
     inside = (slice(a >> level, b >> level) for a, b in edges)
@@ -113,14 +115,16 @@ def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None
     pixels.clamp_(0, 1)
 
 
-def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+def resize(pixels: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
     """Resize an image by the triangle filter along each axis: antialiased.
 
     Args:
         pixels: (C, *S), integers or floats.
-        size: Length of every side of the result.
+        size: Length of every side of the result, or of each.
 
     Returns:
-        (C, size, ...) float32, of any memory layout.
+        (C, *size) float32, of any memory layout.
     """
-    return filtered(pixels, [resizing(side, size) for side in pixels.shape[1:]])
+    sides = pixels.shape[1:]
+    taps = map(resizing, sides, sides_of(size, len(sides)))
+    return filtered(pixels, list(taps))

@@ -1,4 +1,4 @@
-"""Read an image file, whatever it is called: PNG, JPEG, TIFF through Pillow; DICOM.
+"""Read an image or a volume, whatever its file is called.
 
 A file is known by its first bytes. Nothing is printed, and a message says the reason alone:
 decoders quote headers, and headers name patients.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +31,9 @@ from dira_core.types import Image
 
 MIN_SIDE = 8
 """Fewest pixels a side; anything smaller is an icon or a damaged header."""
+
+MIN_SLICES = 2
+"""Fewest pixels along the shortest side of a volume: thick slices are few."""
 
 PERCENTILES = (0.5, 99.5)
 SAMPLE = 2**18
@@ -52,35 +56,58 @@ FOREIGN = {
     b"BM": "a BMP image",
     b"\0\0\0\x0cjP  ": "a bare JPEG 2000 image",
     b"PK\x03\x04": "a ZIP archive",
-    b"\x1f\x8b": "a gzip file (NIfTI?)",
     b"%PDF": "a PDF document",
     b"<": "an HTML or XML page",
 }
 SUFFIXES = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF", ".tiff": "TIFF"}
-SUFFIXES |= {".dcm": "DICOM", ".dicom": "DICOM"}
+SUFFIXES |= {".dcm": "DICOM", ".dicom": "DICOM", ".nii": "NIfTI"}
+SUFFIXES |= {".mha": "MetaImage", ".mhd": "MetaImage"}
+GZIP = b"\x1f\x8b"
+NIFTI = tuple(n.to_bytes(4, order) for n in (348, 540) for order in ("little", "big"))
+METAIMAGE = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|TransformType)\s*=")
+READ = "PNG, JPEG, TIFF, DICOM, NIfTI and MetaImage"
+LOGGERS = ("PIL", "pydicom", "pylibjpeg", "openjpeg", "nibabel", "nibabel.global")
 HEAD = 132
 """Bytes that tell a format: DICOM says so after a preamble of 128."""
 
 
-def read(path: Path, window: Window) -> Image:
-    """Read an image file.
+def read(
+    path: Path,
+    window: Window,
+    spacing: tuple[float, float, float] | None = None,
+    *,
+    first_of_4d: bool = False,
+) -> Image:
+    """Read an image file, a volume, or a folder of DICOM slices.
+
+    Args:
+        path: Of the file or folder.
+        window: How values become [0, 1].
+        spacing: Millimetres between voxels along (D, H, W) that volumes are resampled to.
+        first_of_4d: Take the first volume of several in a file, which is refused otherwise.
 
     Raises:
         DataError: It cannot be read; the message is the reason, without path or header values.
     """
-    return inspect(path, window)[0]
+    return inspect(path, window, spacing, first_of_4d=first_of_4d)[0]
 
 
-def inspect(path: Path, window: Window) -> tuple[Image, Decoded]:
-    """Read an image file, and return what its decoder found as well."""
+def inspect(
+    path: Path,
+    window: Window,
+    spacing: tuple[float, float, float] | None = None,
+    *,
+    first_of_4d: bool = False,
+) -> tuple[Image, Decoded]:
+    """Read as `read` does, and return what the decoder found as well."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError("not a regular file")
-        with path.open("rb") as file:
-            decoded = decode(file, status.st_size, voi=window == "auto")
+        decoded = decode_path(path, window, first_of_4d)
     except (OSError, ValueError) as error:
         raise DataError(_cause(error)) from None  # the error's text holds the path
+    if spacing is not None:
+        from dira_core.data.volumes import resampled  # a quarter of a second, for volumes alone
+
+        decoded = resampled(decoded, spacing)
     promised = SUFFIXES.get(path.suffix.lower(), decoded.format)
     if promised != decoded.format:
         note = f"a {decoded.format} file named {path.suffix.lower()}"
@@ -91,6 +118,42 @@ def inspect(path: Path, window: Window) -> tuple[Image, Decoded]:
 def read_bytes(data: bytes, window: Window) -> Image:
     """Read an image from the content of its file; raises as `read` does."""
     return to_image(decode(BytesIO(data), len(data), voi=window == "auto"), window)
+
+
+def decode_path(path: Path, window: Window, first_of_4d: bool) -> Decoded:
+    """Decode a file or a folder of slices; raises as `decode` does, and OSError."""
+    status = path.stat()
+    if stat.S_ISDIR(status.st_mode):
+        return _guarded(lambda: _decode_folder(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError("not a regular file")
+    size = status.st_size
+    with path.open("rb") as file:
+        head = file.read(HEAD)
+        file.seek(0)
+        if not is_volume(head):
+            return decode(file, size, voi=window == "auto")
+        return _guarded(lambda: _decode_volume(file, path, first_of_4d))
+
+
+def is_volume(head: bytes) -> bool:
+    """Say whether the first bytes of a file are those of NIfTI, of gzip or of MetaImage."""
+    return head.startswith((GZIP, *NIFTI)) or METAIMAGE.match(head) is not None
+
+
+def _decode_volume(file: BufferedReader, path: Path, first_of_4d: bool) -> Decoded:
+    from dira_core.data import metaimage, nifti
+
+    size = path.stat().st_size
+    if METAIMAGE.match(file.peek(HEAD)):
+        return metaimage.decode(file, path=path, size=size, first_of_4d=first_of_4d)
+    return nifti.decode(file, size=size, first_of_4d=first_of_4d)
+
+
+def _decode_folder(path: Path) -> Decoded:
+    from dira_core.data import series
+
+    return series.decode(path)
 
 
 def sniff(head: bytes) -> str | None:
@@ -114,12 +177,15 @@ def to_image(decoded: Decoded, window: Window) -> Image:
         DataError: There is nothing to see: too small, constant, or not finite.
     """
     pixels = decoded.pixels
-    height, width = pixels.shape[1:]
-    if min(height, width) < MIN_SIDE:
-        raise DataError(f"smaller than {MIN_SIDE} px a side: {width} x {height}")
+    shortest, *sides = sorted(pixels.shape[1:])
+    volume = len(sides) > 1
+    if min(sides) < MIN_SIDE or shortest < (MIN_SLICES if volume else MIN_SIDE):
+        size = " x ".join(map(str, pixels.shape[:0:-1]))
+        few = f", or has fewer than {MIN_SLICES} slices" if volume else ""
+        raise DataError(f"smaller than {MIN_SIDE} px a side{few}: {size}")
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         raise DataError("pixels that are not finite")
-    if (pixels == pixels[:, :1, :1]).all():
+    if (pixels == pixels[(slice(None), *[slice(1)] * (pixels.ndim - 1))]).all():
         raise DataError("constant image")
     low, high = choose_window(decoded, window)
     if decoded.invert:
@@ -184,7 +250,7 @@ def mute() -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence what decoders print and log, and turn Pillow's bomb warning into an error."""
-    loggers = [logging.getLogger(name) for name in ("PIL", "pydicom", "pylibjpeg", "openjpeg")]
+    loggers = [logging.getLogger(name) for name in LOGGERS]
     sink = logging.NullHandler()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -219,9 +285,15 @@ def decode(file: BinaryIO, size: int, *, voi: bool) -> Decoded:
         decoder = partial(dicom.decode, voi=voi)
     else:
         decoder = partial(decode_pillow, kind=kind, size=size)
+    with mute() if kind == "TIFF" else nullcontext():
+        return _guarded(lambda: decoder(file))
+
+
+def _guarded(decoder: Callable[[], Decoded]) -> Decoded:
+    """Decode quietly; whatever is raised becomes a `DataError` without values of the header."""
     try:
-        with quiet(), mute() if kind == "TIFF" else nullcontext():
-            return decoder(file)
+        with quiet():
+            return decoder()
     except DataError:
         raise
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning):
@@ -245,9 +317,9 @@ def _foreign(head: bytes) -> str:
         return "empty file"
     for magic, name in FOREIGN.items():
         if head.lstrip().startswith(magic):
-            return f"{name}; PNG, JPEG, TIFF and DICOM are read"
+            return f"{name}; {READ} are read"
     text = all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head)
-    return "a text file, not an image" if text else "not an image: PNG, JPEG, TIFF, DICOM are read"
+    return "a text file, not an image" if text else f"not an image: {READ} are read"
 
 
 def decode_pillow(file: BinaryIO, *, kind: str, size: int) -> Decoded:

@@ -158,6 +158,8 @@ def sample(source: Source, position: int) -> dict[str, bytes]:
         DataError: The image cannot be read, or has no PNG.
     """
     image = read_image(source, position)
+    if image.pixels.ndim != 3:
+        raise DataError("a volume, where shards hold images: use `dira data cache`")
     known: dict[str, Any] = {"name": source.name(position)}
     if source.labels is not None and source.labels[position] >= 0:
         label = int(source.labels[position])

@@ -19,6 +19,7 @@ def card(header: Header, to: str, name: str, written: Written) -> str:
     assert header.backbone is not None
     parts = [str(part["name"]) for part in (header.backbone, header.restorer) if part]
     origin = f" It started from {header.origin}." if header.origin else ""
+    sides = header.size if isinstance(header.size, int) else " x ".join(map(str, header.size))
     window = header.window if isinstance(header.window, str) else list(header.window)
     return f"""---
 library_name: {to}
@@ -30,7 +31,7 @@ tags: [self-supervised, medical-imaging, dira]
 
 ## Input
 
-{header.channels} channels, {header.size} px, window {window}: {header.preprocessing}.
+{header.channels} channels, {sides} px, window {window}: {header.preprocessing}.
 The header of the weights says the same under "dira", as JSON.
 
 ## Load

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from math import gcd
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+Norm = Literal["batch", "instance", "group"]
+
 _CONV: dict[int, type[nn.Conv2d | nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH_NORM: dict[int, type[nn.BatchNorm2d | nn.BatchNorm3d]] = {
     2: nn.BatchNorm2d,
     3: nn.BatchNorm3d,
+}
+_DOUBLING: dict[int, type[nn.ConvTranspose2d | nn.ConvTranspose3d]] = {
+    2: nn.ConvTranspose2d,
+    3: nn.ConvTranspose3d,
 }
 _MLP_NORM: dict[int, type[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d]] = {
     0: nn.BatchNorm1d,
@@ -42,6 +50,18 @@ def batch_norm(dims: int, channels: int) -> nn.BatchNorm2d | nn.BatchNorm3d:
     return _BATCH_NORM[dims](channels)
 
 
+def norm_layer(kind: Norm, dims: int, channels: int) -> nn.Module:
+    """Return a norm with a trained scale and shift, (B, channels, *S).
+
+    Instance norm is a group norm with one channel a group: unlike torch's own it takes maps of one
+    pixel, which it turns into its shift. Group norm has 16 channels a group, or where that does not
+    divide them, as many as do.
+    """
+    if kind == "batch":
+        return batch_norm(dims, channels)
+    return nn.GroupNorm(channels if kind == "instance" else channels // gcd(channels, 16), channels)
+
+
 def instance_norm(maps: Tensor) -> Tensor:
     """Give every channel of every image mean 0 and variance 1 over space, (B, C, *S).
 
@@ -61,6 +81,11 @@ def instance_norm(maps: Tensor) -> Tensor:
         if maps.is_contiguous(memory_format=layout)
         else normed
     )
+
+
+def doubling_conv(dims: int, channels: int) -> nn.ConvTranspose2d | nn.ConvTranspose3d:
+    """Return a transposed convolution that doubles every side: kernel and stride 2."""
+    return _DOUBLING[dims](channels, channels, 2, 2)
 
 
 def upsample(maps: Tensor, size: Sequence[int]) -> Tensor:

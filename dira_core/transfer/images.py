@@ -19,6 +19,7 @@ from dira_core.export import Preprocessing
 from dira_core.targets import Labelled, Labels, Masks
 from dira_core.transfer.plan import Plan, Training
 from dira_core.types import Image
+from dira_core.view_options import sides_of
 
 RATIO = (3 / 4, 4 / 3)
 """Width over height of a crop, as torchvision's RandomResizedCrop has it."""
@@ -86,8 +87,8 @@ class Task(ABC):
 
     def cut(self, indices: np.ndarray, images: list[Image], boxes: Tensor) -> Batch:
         """Cut images and their truth to boxes (B, D, 2) and resize them."""
-        size, channels = self._prepare.size, self._prepare.channels
-        pixels = torch.empty(len(images), channels, *[size] * boxes.shape[1])
+        channels, sides = self._prepare.channels, sides_of(self._prepare.size, boxes.shape[1])
+        pixels = torch.empty(len(images), channels, *sides)
         for image, box, place_of in zip(images, boxes, pixels, strict=True):
             cut(image, box, place_of)
         return Batch(pixels, *self.truth(indices, boxes))
@@ -144,7 +145,9 @@ class MaskTask(Task):
 
     def pixels(self, index: int) -> tuple[float, ...]:
         """Return how many pixels of the stored image one of the network's covers, along axes."""
-        return tuple(side / self._size for side in self.read(index).pixels.shape[1:])
+        shape = self.read(index).pixels.shape[1:]
+        sides = sides_of(self._size, len(shape))
+        return tuple(side / seen for side, seen in zip(shape, sides, strict=True))
 
     def _mask(self, index: int, box: Tensor) -> tuple[Tensor, Tensor]:
         masks, known = self._target.mask(index)
@@ -152,12 +155,12 @@ class MaskTask(Task):
         if known.shape != shape:
             name = self._source.name(index)
             raise DataError(
-                f"the mask of {name} is {known.shape[1]} x {known.shape[0]} px, the image "
-                f"{shape[1]} x {shape[0]}: give masks of the images' size"
+                f"the mask of {name} is {_across(known.shape)} px, the image "
+                f"{_across(shape)}: give masks of the images' size"
             )
         inside = tuple(slice(first, last) for first, last in box.tolist())
         both = torch.from_numpy(np.concatenate([masks, known[None]])[:, *inside].copy())
-        sides = (self._size,) * len(inside)
+        sides = sides_of(self._size, len(inside))
         resized = F.interpolate(both[None].float(), sides, mode="nearest-exact")[0]
         return resized[:-1], resized[-1:]
 
@@ -170,3 +173,7 @@ def pieces(positions: np.ndarray, size: int) -> Iterator[np.ndarray]:
 
 def _flip(images: Tensor, rows: Tensor) -> Tensor:
     return torch.where(rows.view(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)
+
+
+def _across(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, reversed(shape)))

@@ -24,8 +24,8 @@ from dira_core.transplant import load_into, stem_of
 from dira_core.weightfiles import Header, Parts, read_weights
 
 RANDOM = "random"
-NETWORK, CHANNELS, SIZE = "resnet50", 1, 224
-"""What is taken where neither weights nor plan say: that of a run with data."""
+NETWORK, CHANNELS, SIZES = "resnet50", 1, {2: 224, 3: 32}
+"""What is taken where neither weights nor plan say; sides by the number of axes."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,8 @@ def start(weights: str, plan: Plan) -> Start:
     """
     seed = _seed(weights, plan.seed)
     parts = _parts(weights, plan) if seed is None else Parts({})
-    chosen, said = (
-        _chosen(weights, parts, plan),
-        parts.header or Header(channels=CHANNELS, size=SIZE),
-    )
+    chosen = _chosen(weights, parts, plan)
+    said = parts.header or _otherwise(plan, chosen)
     channels = plan.channels or said.channels
     with seeded(seed or 0, "backbone"):
         backbone: Backbone = build("backbone", chosen, channels, said.dims)
@@ -104,6 +102,25 @@ def start(weights: str, plan: Plan) -> Start:
             "dira": __version__,
         },
     )
+
+
+def _otherwise(plan: Plan, chosen: Mapping[str, Any]) -> Header:
+    """Return a header for weights without one.
+
+    Raises:
+        RecipeError: The backbone does not work on as many axes as the target's images have.
+    """
+    name = str(chosen["name"])
+    works = installed().find("backbone", name).dims
+    has = installed().find("target", plan.target.name).dims
+    both = [dims for dims in has if dims in works]
+    if not both:
+        raise RecipeError(
+            f"target {plan.target.name!r} has {has[0]}-D images, backbone {name!r} takes others: "
+            "name one with --backbone (`dira plugins` shows the axes of each)"
+        )
+    dims = len(plan.size) if isinstance(plan.size, tuple) and len(plan.size) in both else both[0]
+    return Header(channels=CHANNELS, size=SIZES[dims], dims=dims)
 
 
 def _seed(weights: str, otherwise: int) -> int | None:

@@ -16,6 +16,7 @@ from dira_core.layering import Layer, assignment, merge
 from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import Chosen, installed
 from dira_core.problems import explain
+from dira_core.view_options import Size
 
 Way = Literal["fine-tune", "linear", "knn"]
 
@@ -74,8 +75,10 @@ class Plan(Options):
         None, description="for masks, where the weights do not say; none is the one installed"
     )
     channels: int | None = Field(None, ge=1, description="of an image; none: the weights', or 1")
-    size: int | None = Field(
-        None, ge=8, description="of an image in px; none: the weights', or 224"
+    size: Size | None = Field(
+        None,
+        description="side of an image in px, or all its sides; none: the weights', or 224 (32 of "
+        "a volume)",
     )
     window: Window | None = Field(
         None, description="what maps to 0 and 1; none: as the weights were trained, or auto"

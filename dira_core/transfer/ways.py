@@ -11,7 +11,12 @@ import torch
 
 from dira_core.build import place
 from dira_core.errors import PluginError, RecipeError
-from dira_core.precision import Precision, resolve_device, resolve_precision
+from dira_core.precision import (
+    Precision,
+    resolve_device,
+    resolve_precision,
+    smallest_bf16_side,
+)
 from dira_core.targets import Labelled, Labels, Masks
 from dira_core.transfer.finetune import FineTuning
 from dira_core.transfer.frozen import features, knn_scores, linear_scores, measured
@@ -21,6 +26,7 @@ from dira_core.transfer.networks import Start, classifier, segmenter
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.scoring import Predicted, score_labels, score_masks
 from dira_core.transfer.splits import Split, split
+from dira_core.view_options import sides_of
 
 Said = Callable[[str], None]
 
@@ -34,7 +40,9 @@ def predictions(
         if not isinstance(target, Labels):
             raise RecipeError(f"--way {plan.way} needs labels of whole images: use --way fine-tune")
         return frozen(begun, target, parts, plan, device, said)
-    name = resolve_precision(plan.precision, device, begun.prepare.size)
+    dims, stride = begun.backbone.dims, max(begun.backbone.strides)
+    side = min(sides_of(begun.prepare.size, dims))
+    name = resolve_precision(plan.precision, device, side, smallest_bf16_side(dims, stride))
     precision = Precision(name, device)
     if isinstance(target, Labels):
         labels = LabelTask(target, begun.prepare, plan)

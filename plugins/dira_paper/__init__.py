@@ -217,6 +217,17 @@ TINY = {
     "health": {"every": 16},
 }
 
+TINY3D = {
+    **TINY,
+    "backbone": {"name": "unet3d", "width": 8},  # a quarter of the published one
+    "restorer": {"name": "unet", "loss": "mse", "widths": [64, 32, 16]},
+    "data": {"name": "phantom3d", "n": 256},
+    "discriminator": {"name": "simsiam", "dim": 128, "hidden": 32},
+    "adversary": {"name": "patchgan", "loss": "lsgan", "widths": [16, 32, 64]},
+    "views": {**views(32, aligned=True, disjoint=True), "size": [16, 32, 32], "scale": [0.4, 1.0]},
+    "train": {"batch_size": 8, "epochs": 4},
+}
+
 METHODS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "mocov2": {"fixed": MOCO, "paper": MOCO_PAPER, "released": MOCO_RELEASED},
     "barlow": {"fixed": BARLOW, "paper": BARLOW_PAPER, "released": BARLOW},
@@ -243,3 +254,4 @@ def dira_presets() -> Iterable[Preset]:
     yield Preset("context-encoder", CONTEXT_ENCODER, "fill in the masked centre, with a critic")
     yield Preset("genesis", GENESIS, "Models Genesis: restore shuffled, bent and painted images")
     yield Preset("tiny", TINY, "built-in data, a minute on a laptop's processor")
+    yield Preset("tiny3d", TINY3D, "built-in volumes, three minutes on a laptop's processor")

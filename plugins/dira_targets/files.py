@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dira_core import DataError, FileSource, read_csv
+from dira_core import DataError, FileSource, VolumeOptions, read_csv
 
 
 def first_file(folder: Path, *names: str) -> Path:
@@ -68,7 +68,7 @@ def _walk(folder: Path, suffix: str) -> Iterator[str]:
 
 def source(folder: Path, paths: Sequence[str], window: Any) -> FileSource:
     """Return the images at some paths relative to a folder."""
-    return FileSource(folder, paths, window, Counter())
+    return FileSource(folder, paths, VolumeOptions(window=window), Counter())
 
 
 def tally(name: str, of: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""U-Net decoder: restores the crop from all maps of the backbone."""
+"""U-Net: a decoder that restores the crop from all maps of any backbone, and its 3-D encoder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,22 @@ class UNetOptions(Options):
     region: Literal["all", "distorted"] = Field(
         "all", description="pixels that count: all, or those that `views.distort` changed"
     )
+    up: Literal["nearest", "transposed"] = Field(
+        "nearest", description="how a block doubles its maps: pixels repeated, or a convolution"
+    )
+    norm: Literal["batch", "instance", "group"] = Field("batch", description="after a convolution")
+    head: Literal[1, 3] = Field(3, description="side of the last convolution's kernel")
     n_restored: int = Field(1, ge=1, description="views restored, the first ones of the batch")
+
+
+class UNet3dOptions(Options):
+    """The encoder of the 3-D U-Net of Models Genesis and TransVW."""
+
+    width: PositiveInt = Field(
+        32, description="channels of the first convolution; the deepest map has 16 times as many"
+    )
+    levels: int = Field(4, ge=2, le=7, description="maps; each has half the sides of the one above")
+    norm: Literal["batch", "instance", "group"] = Field("batch", description="after a convolution")
 
 
 def build(options: UNetOptions, backbone: Backbone) -> Restorer:
@@ -35,6 +50,26 @@ def build(options: UNetOptions, backbone: Backbone) -> Restorer:
     from dira_unet.unet import UNet
 
     return UNet(options, backbone)
+
+
+def build_encoder(options: UNet3dOptions, channels: int, dims: int) -> Backbone:
+    """Make an encoder for volumes of so many channels."""
+    from dira_unet.encoder import UNetEncoder
+
+    return UNetEncoder(options, channels, dims)
+
+
+@hookimpl
+def dira_backbones() -> Iterable[Component]:
+    """Offer the 3-D encoder."""
+    yield Component(
+        "unet3d",
+        UNet3dOptions,
+        build_encoder,
+        summary="encoder of a 3-D U-Net: four maps of 64 to 512 channels",
+        paper="arXiv:1606.06650",
+        dims=(3,),
+    )
 
 
 @hookimpl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,14 +14,15 @@ from dira_core import (
     RecipeError,
     Restorer,
     View,
-    batch_norm,
     conv,
+    doubling_conv,
     in_float32,
     mean_absolute,
     mean_squared,
     upsample,
 )
 from dira_unet import UNetOptions
+from dira_unet.layers import conv_norm_relu
 
 WIDEST, NARROWEST = 256, 16
 SMALLEST_CHANGE = 1e-6
@@ -29,26 +31,44 @@ SMALLEST_CHANGE = 1e-6
 _LOSSES = {"mse": mean_squared, "l1": mean_absolute}
 
 
+class Repeat(nn.Module):
+    """Bring maps to a size by repeating the nearest pixel."""
+
+    def forward(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+        return upsample(maps, size)
+
+
+class Transpose(nn.Module):
+    """Double maps by a transposed convolution that keeps their channels; surplus is cut off."""
+
+    def __init__(self, dims: int, channels: int) -> None:
+        super().__init__()
+        self.conv = doubling_conv(dims, channels)
+
+    def forward(self, maps: Tensor, size: Sequence[int]) -> Tensor:
+        doubled: Tensor = self.conv(maps)
+        return doubled[(slice(None), slice(None), *(slice(side) for side in size))]
+
+
 class Block(nn.Module):
-    """Upsample, append the skip, convolve twice (3x3, batch norm, ReLU).
+    """Upsample, append the skip, convolve twice (3x3, norm, ReLU).
 
     Args:
-        dims: Number of spatial axes.
-        inputs: Channels that come in, with those of the skip.
-        outputs: Channels that go out.
+        up: Brings maps to a size.
+        conv1: Takes maps and skip.
+        conv2: Takes what the first made.
     """
 
-    def __init__(self, dims: int, inputs: int, outputs: int) -> None:
+    def __init__(self, up: nn.Module, conv1: nn.Module, conv2: nn.Module) -> None:
         super().__init__()
-        self.conv1 = _conv_norm_relu(dims, inputs, outputs)
-        self.conv2 = _conv_norm_relu(dims, outputs, outputs)
+        self.up, self.conv1, self.conv2 = up, conv1, conv2
 
     def forward(self, maps: Tensor, skip: Tensor | None) -> Tensor:
         """Return (B, outputs, *S) with the size of the skip, or twice that of `maps`."""
         if skip is None:
-            maps = upsample(maps, [2 * side for side in maps.shape[2:]])
+            maps = self.up(maps, [2 * side for side in maps.shape[2:]])
         else:
-            maps = torch.cat([upsample(maps, skip.shape[2:]), skip], dim=1)
+            maps = torch.cat([self.up(maps, skip.shape[2:]), skip], dim=1)
         out: Tensor = self.conv2(self.conv1(maps))
         return out
 
@@ -65,7 +85,7 @@ class UNet(Restorer):
     public code. L_res is eq. 2 of the paper.
 
     Args:
-        options: Widths, distance, region.
+        options: Widths, norm, way up, distance, region.
         backbone: Gives the pyramid; its first stride is a power of two.
 
     Raises:
@@ -77,9 +97,12 @@ class UNet(Restorer):
         dims, (*shallow, deepest) = backbone.dims, backbone.channels
         skips = [*reversed(shallow), *[0] * (backbone.strides[0].bit_length() - 1)]
         widths = _widths(options.widths, len(skips))
-        inputs = [width + skip for width, skip in zip([deepest, *widths], skips, strict=False)]
-        self.blocks = nn.ModuleList(Block(dims, *size) for size in zip(inputs, widths, strict=True))
-        self.head = conv(dims, (deepest, *widths)[-1], backbone.in_channels)
+        channels = (deepest, *widths)
+        self.blocks = nn.ModuleList(
+            _block(options, dims, below, skip, width)
+            for (below, width), skip in zip(pairwise(channels), skips, strict=True)
+        )
+        self.head = conv(dims, channels[-1], backbone.in_channels, kernel=options.head)
         nn.init.xavier_uniform_(self.head.weight)
         assert self.head.bias is not None
         nn.init.zeros_(self.head.bias)
@@ -116,10 +139,13 @@ def distorted(view: View) -> Tensor:
 _sigmoid = in_float32(torch.sigmoid)
 
 
-def _conv_norm_relu(dims: int, inputs: int, outputs: int) -> nn.Sequential:
-    layer = conv(dims, inputs, outputs, bias=False)
-    nn.init.kaiming_uniform_(layer.weight, mode="fan_in", nonlinearity="relu")
-    return nn.Sequential(layer, batch_norm(dims, outputs), nn.ReLU(inplace=True))
+def _block(options: UNetOptions, dims: int, below: int, skip: int, width: int) -> Block:
+    up = Repeat() if options.up == "nearest" else Transpose(dims, below)
+    return Block(
+        up,
+        conv_norm_relu(dims, below + skip, width, options.norm),
+        conv_norm_relu(dims, width, width, options.norm),
+    )
 
 
 def _widths(given: Sequence[int] | None, blocks: int) -> Sequence[int]:

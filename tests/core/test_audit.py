@@ -97,7 +97,8 @@ def test_any_source_can_be_audited() -> None:
     found = audit(Numbers())
     assert found.unreadable == [("number 1", "no such number")]
     assert (found.bits, found.intensity) == ({"32": 2}, (-5.0, 2.0))
-    assert (found.spacing, found.spaced) == (Spread(0.5, 0.5, 0.5), 2)
+    assert found.spacing == [Spread(0.25, 0.25, 0.25), Spread(0.5, 0.5, 0.5)]
+    assert found.spaced == 2
     assert found.window_low == Spread(-5, -5, -5)
 
 

@@ -14,13 +14,14 @@ from parts import small_settings, small_trio
 
 from dira_core import Options
 from dira_core.api import Game
-from dira_core.build import build_source, build_trackers, build_trio, place, seeded
+from dira_core.build import axes, build_source, build_trackers, build_trio, place, seeded
 from dira_core.components import Choice
 from dira_core.errors import PluginError, RecipeError
 from dira_core.plugins import make
 from dira_core.recipe import Recipe
 from dira_core.testing import TinySource, choice
 from dira_core.trio import Trio
+from dira_core.view_options import Override, Views
 
 KIT = """
 from pydantic import Field
@@ -100,6 +101,26 @@ def test_numbers_of_different_names_differ() -> None:
 def test_a_component_for_other_axes_is_refused_by_name() -> None:
     with pytest.raises(RecipeError, match="restorer 'deep' does not work on 2-D images"):
         build_trio(recipe(restorer="deep"))
+
+
+def test_where_a_source_has_images_and_volumes_the_backbone_says_which(tmp_path: Path) -> None:
+    given = recipe(data={"name": "folder", "path": str(tmp_path)})
+    assert axes(given) == 2
+    deep = {"backbone": "unet3d", "restorer": "unet"}
+    both = recipe(data={"name": "folder", "path": str(tmp_path)}, **deep)
+    assert axes(both) == 3
+    sized = recipe(**deep, data={"name": "phantom3d"}, views={"size": [16, 32, 32]})
+    assert axes(sized) == 3
+    assert sized.views.of(0).size == (16, 32, 32)
+    with pytest.raises(RecipeError, match="backbone 'resnet18' does not work on 3-D"):
+        axes(recipe(data={"name": "phantom3d"}))
+    with pytest.raises(RecipeError, match="3 sides, the images have 2 axes"):
+        axes(recipe(views={"size": [16, 32, 32]}))
+
+
+def test_a_view_with_a_smaller_side_shrinks_every_axis() -> None:
+    views = Views(size=(16, 32, 64), each=[Override(side=0.5)])
+    assert [views.of(view).size for view in range(2)] == [(8, 16, 32), (16, 32, 64)]
 
 
 @pytest.mark.usefixtures("_kit")

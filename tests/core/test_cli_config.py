@@ -177,4 +177,4 @@ def complete(monkeypatch: pytest.MonkeyPatch, line: str) -> str:
 
 def test_names_of_components_complete(monkeypatch: pytest.MonkeyPatch) -> None:
     assert complete(monkeypatch, "dira config --disc al").split() == ["alpha"]
-    assert complete(monkeypatch, "dira plugins show ph").split() == ["phantom"]
+    assert complete(monkeypatch, "dira plugins show ph").split() == ["phantom", "phantom3d"]

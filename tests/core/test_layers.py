@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Literal, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dira_core import batch_norm, cells, conv, instance_norm, mlp, unit, upsample
+from dira_core import (
+    batch_norm,
+    cells,
+    conv,
+    doubling_conv,
+    instance_norm,
+    mlp,
+    norm_layer,
+    unit,
+    upsample,
+)
+from dira_core.nn.layers import Norm
 
+NORMS: tuple[Literal["batch", "instance", "group"], ...] = get_args(Norm)
 CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
@@ -164,3 +177,34 @@ def test_the_last_norm_gives_mean_0_and_variance_1_without_parameters() -> None:
     torch.testing.assert_close(out.mean(0), torch.zeros(3), atol=1e-6, rtol=0)
     torch.testing.assert_close(out.var(0, correction=0), torch.ones(3), atol=1e-3, rtol=0)
     assert not list(net[-1].parameters())
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 4, 5)])
+@pytest.mark.parametrize(("kind", "group"), [("instance", 1), ("group", 16)])
+def test_norms_of_an_image_leave_mean_0_and_variance_1_in_each_group(
+    kind: Literal["instance", "group"], group: int, size: tuple[int, ...]
+) -> None:
+    layer = norm_layer(kind, len(size), 48).double()
+    normed = layer(3 + 2 * randn(2, 48, *size)).detach().reshape(2, 48 // group, -1)
+    torch.testing.assert_close(normed.mean(-1), torch.zeros_like(normed[..., 0]))
+    assert torch.allclose(normed.var(-1, correction=0), torch.ones_like(normed[..., 0]), atol=1e-4)
+    assert len(list(layer.parameters())) == 2
+
+
+def test_a_group_norm_takes_any_number_of_channels_and_a_single_pixel() -> None:
+    for channels in (1, 8, 24, 36, 512):
+        for kind in NORMS:
+            layer = norm_layer(kind, 3, channels)
+            assert layer(torch.zeros(2, channels, 1, 1, 1)).shape[1] == channels
+
+
+@pytest.mark.parametrize("size", [(4, 5), (3, 4, 5)])
+def test_a_doubling_convolution_makes_a_block_of_every_pixel(size: tuple[int, ...]) -> None:
+    layer = doubling_conv(len(size), 2).double()
+    maps = randn(1, 2, *size)
+    far = [1] * len(size)
+    expected = maps[..., *[0] * len(size)] @ layer.weight[..., *far]
+    doubled = layer(maps)
+    assert doubled.shape[2:] == tuple(2 * side for side in size)
+    assert layer.bias is not None
+    torch.testing.assert_close(doubled[..., *far], expected + layer.bias)

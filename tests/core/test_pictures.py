@@ -33,9 +33,9 @@ def test_colour_stays_colour_and_other_channels_show_the_first() -> None:
     assert (tile(two) == tile(two[:, :, :1])).all()
 
 
-def test_a_volume_shows_its_middle_slice() -> None:
-    volume = torch.rand(2, 1, 1, 6, 4, 4)
-    assert (tile(volume) == tile(volume[:, :, :, 3])).all()
+def test_a_volume_shows_its_middle_slice_with_the_front_up() -> None:
+    volume = torch.rand(2, 1, 1, 6, 4, 5)
+    assert (tile(volume) == tile(volume[:, :, :, 3].flip(3))).all()
 
 
 def test_what_leaves_the_range_is_clipped_and_half_precision_is_shown() -> None:

@@ -7,7 +7,12 @@ import torch
 from torch import nn
 
 from dira_core.errors import RecipeError
-from dira_core.precision import Precision, resolve_device, resolve_precision
+from dira_core.precision import (
+    Precision,
+    resolve_device,
+    resolve_precision,
+    smallest_bf16_side,
+)
 
 CPU = torch.device("cpu")
 
@@ -28,6 +33,22 @@ def test_bf16_on_a_cpu_is_not_taken_for_views_whose_gradients_would_be_wrong(
         resolve_precision("bf16", CPU, 16)
     assert resolve_precision("bf16", CPU, 17) == "bf16"
     assert resolve_precision("bf16", torch.device("cuda"), 16) == "bf16"
+
+
+def test_in_3d_the_deepest_map_must_keep_three_voxels_for_bf16_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert [smallest_bf16_side(2, 32), smallest_bf16_side(3, 8), smallest_bf16_side(3, 16)] == [
+        17,
+        17,
+        33,
+    ]
+    least = smallest_bf16_side(3, 16)
+    assert resolve_precision("auto", CPU, 32, least) == "fp32"
+    assert resolve_precision("auto", CPU, 33, least) == "bf16"
+    with pytest.raises(RecipeError, match="33 px"):
+        resolve_precision("bf16", CPU, 32, least)
 
 
 def test_cuda_without_a_gpu_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,7 +206,7 @@ def test_missing_files_folders_and_pipes_are_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     with pytest.raises(DataError, match="not a regular file"):
         read(tmp_path / "pipe.png", "auto")
-    with pytest.raises(DataError, match="not a regular file"):
+    with pytest.raises(DataError, match="a folder with 0 DICOM slices"):
         read(tmp_path, "auto")
     with pytest.raises(DataError, match="no such file"):
         read(tmp_path / "none.png", "auto")

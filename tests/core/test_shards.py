@@ -166,7 +166,7 @@ def test_images_without_files_become_png_and_keep_window_and_spacing(tmp_path: P
 
 
 def test_volumes_and_deep_colour_have_no_place_in_shards(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none of 3 images .*shards hold PNG"):
+    with pytest.raises(DataError, match=r"none of 3 images .*shards hold images"):
         written(TinySource(3, size=16, dims=3), tmp_path / "s")
 
 

@@ -92,8 +92,8 @@ def test_an_empty_or_missing_folder_says_what_was_looked_for(tmp_path: Path) -> 
         folder(tmp_path / "none")
     with pytest.raises(DataError, match=r"looked for \.png .*\.dcm.*found nothing at all"):
         folder(tmp_path)
-    (tmp_path / "a.nii").write_text("x")
-    with pytest.raises(DataError, match=r"found 1 \.nii"):
+    (tmp_path / "a.nrrd").write_text("x")
+    with pytest.raises(DataError, match=r"found 1 \.nrrd"):
         folder(tmp_path)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dira_core.components import Choice, DistortionOptions
 from dira_core.data.loader import Crops, Loader
 from dira_core.draws import Draws
-from dira_core.errors import PluginError, RecipeError
+from dira_core.errors import DataError, PluginError, RecipeError
 from dira_core.operations import build_distortion, distort
 from dira_core.settings import Settings
 from dira_core.testing import TinySource, choice
@@ -109,6 +109,13 @@ def view_of(
     crops = crops_of() if crops is None else crops
     empty: dict[str, Any] = {"geometry": [], "appearance": [], "distort": []}
     return ViewMaker(settings(empty | views), CPU, 1)(crops, epoch, salt).views[0]
+
+
+def test_volumes_where_images_are_expected_are_refused_in_words() -> None:
+    maker = ViewMaker(settings({}), CPU, 1, dims=2)
+    assert maker(crops_of(), 0, 0).views[0].crop.shape == (8, 1, 16, 16)
+    with pytest.raises(DataError, match="data are volumes .* backbone works on 2 axes"):
+        maker(crops_of(dims=3), 0, 0)
 
 
 @pytest.fixture(scope="module")

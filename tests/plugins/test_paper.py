@@ -23,12 +23,14 @@ from dira_paper import dira_presets
 PRESETS = {preset.name: preset.recipe for preset in dira_presets()}
 BASES = ["paper", "released", "fixed"]
 METHODS = ["mocov2", "barlow", "simsiam"]
-TRIOS = [*BASES, *(f"{base}/{method}" for base in BASES for method in METHODS), "stepwise", "tiny"]
+TRIOS = [*BASES, *(f"{base}/{method}" for base in BASES for method in METHODS)]
+TRIOS += ["stepwise", "tiny", "tiny3d"]
 WITHOUT_DISCRIMINATOR = ["context-encoder", "genesis"]
 
 
 def resolved(preset: str, *assignments: str) -> Resolved:
-    return resolve(gather(preset=preset, data="phantom", assignments=assignments))
+    data = "phantom3d" if preset == "tiny3d" else "phantom"
+    return resolve(gather(preset=preset, data=data, assignments=assignments))
 
 
 def recipe(preset: str, *assignments: str) -> Recipe:
