@@ -20,6 +20,7 @@ from dira_core.targets import Labels
 from dira_core.transfer.networks import classifier, start
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.splits import split
+from dira_core.view_options import sides_of
 
 BATCH = 32
 
@@ -72,7 +73,7 @@ def _transfer(asked: dict[str, Any]) -> float:
     labels = target.labels if isinstance(target, Labels) else None
     parts = split(target.split, target.patients, labels, plan.fraction, plan.split_seed)
     network = classifier(begun, 2, 0)
-    sides = [begun.prepare.size] * begun.backbone.dims
+    sides = sides_of(begun.prepare.size, begun.backbone.dims)
     images = torch.zeros(BATCH, begun.prepare.channels, *sides)
     forward = timed(lambda: network(images)) / BATCH
     if plan.way != "fine-tune":
