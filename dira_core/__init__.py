@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dira_core.api import Result as Result
     from dira_core.api import pretrain as pretrain
     from dira_core.api import run as run
+    from dira_core.build import build_source as build_source
     from dira_core.builtins import VolumeOptions as VolumeOptions
     from dira_core.choices import DistortionChoice as DistortionChoice
     from dira_core.clusters import kmeans as kmeans
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from dira_core.losses import bce_critic as bce_critic
     from dira_core.losses import bce_generator as bce_generator
     from dira_core.losses import classification as classification
+    from dira_core.losses import gradient_penalty as gradient_penalty
     from dira_core.losses import hinge_critic as hinge_critic
     from dira_core.losses import hinge_generator as hinge_generator
     from dira_core.losses import in_float32 as in_float32
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from dira_core.losses import minimax_generator as minimax_generator
     from dira_core.losses import negative_cosine as negative_cosine
     from dira_core.losses import nt_xent as nt_xent
+    from dira_core.losses import wgan_critic as wgan_critic
+    from dira_core.losses import wgan_generator as wgan_generator
     from dira_core.nn.layers import batch_norm as batch_norm
     from dira_core.nn.layers import cells as cells
     from dira_core.nn.layers import conv as conv
@@ -100,6 +104,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
+    "build": ["build_source"],
     "builtins": ["VolumeOptions"],
     "choices": ["DistortionChoice"],
     "clusters": ["kmeans", "pca_whiten"],
@@ -119,6 +124,7 @@ _PUBLIC = {
         "bce_critic",
         "bce_generator",
         "classification",
+        "gradient_penalty",
         "hinge_critic",
         "hinge_generator",
         "in_float32",
@@ -130,6 +136,8 @@ _PUBLIC = {
         "minimax_generator",
         "negative_cosine",
         "nt_xent",
+        "wgan_critic",
+        "wgan_generator",
     ],
     "nn.layers": [
         "batch_norm",

@@ -29,6 +29,9 @@ VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
 CACHE = "cache.json"
 """The file that makes a folder a cache."""
 
+CLAIM = "dira-source.json"
+"""A folder with this file is for the source of whoever wrote it, not for `folder`."""
+
 
 Millimetres = Annotated[float, Field(ge=0.01, le=1000)]
 
@@ -104,6 +107,18 @@ class PhantomOptions(Options):
     size: int = Field(96, ge=32, description="side in px")
 
 
+Extent = Annotated[int, Field(ge=16)]
+
+
+class Phantom3dOptions(Options):
+    """Procedural CT-like volumes, a function of the volume's position alone."""
+
+    n: int = Field(512, ge=1, description="volumes")
+    size: tuple[Extent, Extent, Extent] = Field(
+        (32, 64, 64), description="depth, height and width in px, each at least 16"
+    )
+
+
 class CsvOptions(Options):
     """A CSV file with one labelled image a line."""
 
@@ -142,18 +157,6 @@ class MasksOptions(Options):
     )
     patient: str | None = Field(
         "patient", description="column of patients; none, or a file without it: each image is one"
-    )
-
-
-Extent = Annotated[int, Field(ge=16)]
-
-
-class Phantom3dOptions(Options):
-    """Procedural CT-like volumes, a function of the volume's position alone."""
-
-    n: int = Field(512, ge=1, description="volumes")
-    size: tuple[Extent, Extent, Extent] = Field(
-        (32, 64, 64), description="depth, height and width in px, each at least 16"
     )
 
 
@@ -201,7 +204,8 @@ def is_cache(value: str | Path) -> bool:
 
 
 def _is_folder(value: str) -> bool:
-    return Path(value).is_dir() and not is_cache(value) and not _is_shards(value)
+    known = is_cache(value) or _is_shards(value) or (Path(value) / CLAIM).is_file()
+    return Path(value).is_dir() and not known
 
 
 def _is_shards(value: str) -> bool:
@@ -327,7 +331,7 @@ def dira_targets() -> Iterable[Component]:
                 "plateau": 5,
                 "crop": (0.08, 1.0),
                 "crop_p": 1.0,
-                "flip": 0.5,
+                "flip_p": 0.5,
             }
         },
     )
@@ -345,7 +349,7 @@ def dira_targets() -> Iterable[Component]:
                 "plateau": None,
                 "crop": (0.485, 1.0),
                 "crop_p": 0.25,
-                "flip": 0.0,
+                "flip_p": 0.0,
             }
         },
     )

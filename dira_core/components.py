@@ -92,7 +92,7 @@ class Preset:
 
 @dataclass(frozen=True)
 class Command:
-    """A verb a plugin adds to the command line; `function` is a typer callback."""
+    """A verb a plugin adds to the command line: a typer callback, or a `typer.Typer` of several."""
 
     name: str
     function: Callable[..., None]

@@ -204,9 +204,9 @@ def default_preset(layers: Iterable[Layer]) -> list[Layer]:
     own = [layer.values for layer in layers if not layer.origin.startswith(_PRESET)]
     # data.n=64 alone says how many made-up images, not where others are
     chosen = [values["data"] for values in own if "data" in values]
-    given = any(not isinstance(data, Mapping) or "name" in data for data in chosen)
-    named = [data["name"] if isinstance(data, Mapping) else data for data in chosen if given]
-    fallback = PRESET_WITH_DATA if given else PRESET_WITHOUT_DATA
+    tables = [data if isinstance(data, Mapping) else {"name": data} for data in chosen]
+    named = [table["name"] for table in tables if "name" in table]
+    fallback = PRESET_WITH_DATA if named else PRESET_WITHOUT_DATA
     name = PRESETS_OF_SOURCES.get(named[-1], fallback) if named else fallback
     return [preset_layer(name)] if name in installed().names("preset") else []
 

@@ -19,10 +19,10 @@ from dira_core.types import Progress
 def lr_factor(progress: Progress, options: OptimizerOptions) -> float:
     """Return what the base rate is multiplied with in the step about to be taken.
 
-    Linear from 1/n to 1 in the n steps of the warm-up, then constant or half a cosine from 1 down
-    to `floor` (Loshchilov & Hutter, "SGDR", ICLR 2017, arXiv:1608.03983, eq. 5), which moves at
-    every step, or only between epochs. A warm-up takes at most a quarter of a run: those of the
-    papers are meant for hundreds of epochs.
+    Linear from 1/n to 1 in the n steps of the warm-up; then constant, or halved every `half_life`
+    epochs, or half a cosine from 1 down to `floor` (Loshchilov & Hutter, "SGDR", ICLR 2017,
+    arXiv:1608.03983, eq. 5), which moves at every step, or only between epochs. A warm-up takes at
+    most a quarter of a run: those of the papers are meant for hundreds of epochs.
     """
     step, total = progress.step, progress.total_steps
     warmup = round(min(options.warmup_epochs / max(1, progress.epochs), 0.25) * total)
@@ -30,6 +30,8 @@ def lr_factor(progress: Progress, options: OptimizerOptions) -> float:
         return (step + 1) / warmup
     if options.schedule == "constant":
         return 1.0
+    if options.schedule == "halving":
+        return float(0.5 ** (progress.epoch // options.half_life))
     if options.schedule == "epoch-cosine":
         step = max(warmup, progress.epoch * total // max(1, progress.epochs))
     done = (step - warmup) / max(1, total - warmup)

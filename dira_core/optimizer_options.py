@@ -40,9 +40,12 @@ class Optimizer(Options):
         True, description="whether norms and biases decay too; with lars they never do"
     )
     scale_1d: float = Field(1.0, gt=0, description="factor on the rate of norms and biases")
-    schedule: Literal["cosine", "epoch-cosine", "constant"] = Field(
-        "cosine", description="of the learning rate; epoch-cosine moves once an epoch"
+    schedule: Literal["cosine", "epoch-cosine", "halving", "constant"] = Field(
+        "cosine",
+        description="of the learning rate; epoch-cosine moves once an epoch, halving halves the "
+        "rate every `half_life` epochs",
     )
+    half_life: int = Field(40, ge=1, description="epochs of the schedule halving at one rate")
     floor: float = Field(0.0, ge=0, le=1, description="part of the rate left when a cosine ends")
     warmup_epochs: float = Field(
         0.0, ge=0, description="epochs of linear warm-up, at most a quarter of all"

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from dira_core.donor import Donor
 from dira_core.errors import RecipeError
-from dira_core.parallel import Strategy, Wrapped
+from dira_core.parallel import Sharded, Strategy, Wrapped
 from dira_core.precision import Precision
 from dira_core.roles import (
     Adversary,
@@ -285,6 +285,11 @@ class CriticPlayer(Player):
             "critic/fake": turn.fake_scores.detach().float().mean(),
         }
         if penalty is not None:
+            if isinstance(self.strategy, Sharded):
+                raise RecipeError(
+                    "a gradient penalty needs whole weights, and fsdp shards them: use --set "
+                    "train.strategy=ddp, or an adversary without a penalty"
+                )
             metrics["losses/penalty"] = penalty.detach()
             loss = loss + penalty
         return Losses(loss, {"critic": loss}, metrics)

@@ -11,6 +11,8 @@ from dira_core.choices import DistortionChoice
 from dira_core.components import Options
 from dira_core.errors import RecipeError
 
+SERIES = "are they slices of volumes? --set data.series=true"
+
 SMALLEST_SIDE = 8
 """Of a crop, in px."""
 
@@ -40,9 +42,10 @@ def sides_of(size: int | Sequence[int], dims: int) -> tuple[int, ...]:
     """
     sides = (size,) * dims if isinstance(size, int) else tuple(size)
     if len(sides) != dims:
+        stack = f" ({SERIES})" if len(sides) == 3 else ""
         raise RecipeError(
             f"views.size has {len(sides)} sides, the images have {dims} axes: give {dims}, or one "
-            "number for all"
+            f"number for all{stack}"
         )
     return sides
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dira_core.buffers import Buffers
+from dira_core.data.excerpts import Excerpts
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
 from dira_core.errors import DataError, RecipeError
@@ -25,7 +26,7 @@ from dira_core.operations import (
 )
 from dira_core.settings import Settings
 from dira_core.types import Batch, View
-from dira_core.view_options import Views
+from dira_core.view_options import SERIES, Views
 
 
 class ViewMaker:
@@ -58,11 +59,10 @@ class ViewMaker:
         """
         found = crops.box.shape[2]
         if self._dims not in (None, found):
-            kinds = {2: "images", 3: "volumes"}
+            kind, stack = ("images", f"; {SERIES}") if found == 2 else ("volumes", "")
             raise DataError(
-                f"the data are {kinds.get(found, 'something else')} ({found} axes) and the "
-                f"backbone works on {self._dims} axes: choose another --backbone (`dira plugins` "
-                "shows the axes of each), or for slices of volumes --set data.series=true"
+                f"the data are {kind} ({found} axes), and the backbone works on {self._dims} axes: "
+                f"choose another --backbone (`dira plugins` shows the axes of each){stack}"
             )
         index = crops.index.to(self._device, non_blocking=True)
         draws = Draws(index, seed=self._seed + (salt << 32), epoch=epoch, path="views")
@@ -74,8 +74,13 @@ class ViewMaker:
         label = None if crops.label is None else crops.label.to(self._device)
         return Batch(tuple(views), index, label)
 
-    def _view(self, recipe: Operations, pixels: Tensor, box: Tensor, draws: Draws) -> View:
-        crop = pixels.to(self._device, non_blocking=True)
+    def _view(
+        self, recipe: Operations, pixels: Tensor | Excerpts, box: Tensor, draws: Draws
+    ) -> View:
+        if isinstance(pixels, Excerpts):
+            crop = pixels.on(self._device)
+        else:
+            crop = pixels.to(self._device, non_blocking=True)
         if self._channels_last:
             last = torch.channels_last if crop.dim() == 4 else torch.channels_last_3d
             crop = crop.contiguous(memory_format=last)

@@ -39,7 +39,7 @@ class Team:
     def __enter__(self) -> Self:
         from torch.distributed.elastic.utils.distributed import get_free_port
 
-        port = get_free_port()
+        port = get_free_port()  # type: ignore[no-untyped-call]
         for rank in range(self._processes):
             place = {
                 "RANK": str(rank),

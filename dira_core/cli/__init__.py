@@ -67,6 +67,8 @@ def command_line() -> typer.Typer:
         wrong = "the engine has a verb of that name" if command.name in ours else _flaw(command)
         if wrong:
             typer.echo(f"warning: the verb {command.name!r} is left out: {wrong}", err=True)
+        elif isinstance(command.function, typer.Typer):
+            app.add_typer(command.function, name=command.name, help=command.summary)
         else:
             app.command(command.name, help=command.summary)(command.function)
     return app
@@ -92,7 +94,10 @@ def top(
 def _flaw(command: Command) -> str | None:
     """Return why typer cannot read a plugin's function, or None."""
     alone = typer.Typer()
-    alone.command(command.name)(command.function)
+    if isinstance(command.function, typer.Typer):
+        alone.add_typer(command.function, name=command.name)
+    else:
+        alone.command(command.name)(command.function)
     try:
         typer.main.get_command(alone)
     except Exception as error:

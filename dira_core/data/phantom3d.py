@@ -197,12 +197,13 @@ class Phantom3dSource(Source):
 
     Attributes:
         labels: Class of each volume, see `CLASSES`; equally many of each.
+        words: The same, for methods that need a pseudo-class: made-up volumes have made-up words.
     """
 
     def __init__(self, options: Phantom3dOptions) -> None:
         self._n = options.n
         self._size = options.size
-        self.labels = np.arange(options.n, dtype=np.int64) % len(CLASSES)
+        self.words = self.labels = np.arange(options.n, dtype=np.int64) % len(CLASSES)
 
     def __len__(self) -> int:
         return self._n

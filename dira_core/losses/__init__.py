@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dira_core.losses.adversarial import bce_critic as bce_critic
 from dira_core.losses.adversarial import bce_generator as bce_generator
+from dira_core.losses.adversarial import gradient_penalty as gradient_penalty
 from dira_core.losses.adversarial import hinge_critic as hinge_critic
 from dira_core.losses.adversarial import hinge_generator as hinge_generator
 from dira_core.losses.adversarial import lsgan_critic as lsgan_critic
 from dira_core.losses.adversarial import lsgan_generator as lsgan_generator
 from dira_core.losses.adversarial import minimax_generator as minimax_generator
+from dira_core.losses.adversarial import wgan_critic as wgan_critic
+from dira_core.losses.adversarial import wgan_generator as wgan_generator
 from dira_core.losses.arguments import in_float32 as in_float32
 from dira_core.losses.classes import classification as classification
 from dira_core.losses.contrast import info_nce as info_nce

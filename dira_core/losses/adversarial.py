@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dira_core.draws import Draws
 from dira_core.losses.arguments import in_float32
 
 
@@ -66,3 +70,45 @@ def hinge_critic(real: Tensor, fake: Tensor) -> Tensor:
 def hinge_generator(fake: Tensor) -> Tensor:
     """Raise the scores of restored images: -E D(x') (Miyato et al., eq. 17)."""
     return -fake.mean()
+
+
+@in_float32
+def wgan_critic(real: Tensor, fake: Tensor) -> Tensor:
+    """Raise scores of real images and lower those of restored ones: E D(x') - E D(x).
+
+    Source: Gulrajani et al., "Improved Training of Wasserstein GANs", NeurIPS 2017,
+    arXiv:1704.00028, eq. 3 without its penalty.
+    """
+    return fake.mean() - real.mean()
+
+
+@in_float32
+def wgan_generator(fake: Tensor) -> Tensor:
+    """Raise the scores of restored images: -E D(x')."""
+    return -fake.mean()
+
+
+@in_float32
+def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Tensor) -> Tensor:
+    """Pull the critic's slope to 1 between real and restored images: E (|dD/dx| - 1)^2.
+
+    Source: Gulrajani et al., eq. 3. The points are uniform on the lines from each real image to the
+    restored one. Where on a line is a function of the real image's bits, so it does not depend on
+    the batch or the process, nor on when a run was resumed.
+
+    Args:
+        critic: Scores images, (B, C, *S) -> (B, 1, *S'); an image's score is the mean of its own.
+        real: (B, C, *S).
+        fake: (B, C, *S).
+
+    Returns:
+        Scalar in float32, with a graph to the critic's parameters.
+    """
+    bits = real.float().contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64)
+    share = Draws(bits, seed=0, path="gradient penalty").uniform("share").to(real.dtype)
+    point = torch.lerp(real, fake, share.view(-1, *[1] * (real.dim() - 1))).detach()
+    point.requires_grad_()
+    score = critic(point).flatten(1).mean(1).sum()
+    (slope,) = torch.autograd.grad(score, point, create_graph=True)
+    lengths: Tensor = torch.linalg.vector_norm(slope.flatten(1), dim=1)
+    return (lengths - 1).square().mean()

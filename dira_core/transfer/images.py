@@ -81,7 +81,7 @@ class Task(ABC):
         chosen = draws.bernoulli("crop", self._training.crop_p)
         whole = torch.stack([self.whole(image) for image in images])
         boxes = torch.where(chosen[:, None, None], random, whole)
-        flipped = draws.bernoulli("flip", self._training.flip)
+        flipped = draws.bernoulli("flipped", self._training.flip_p)
         batch = self.cut(indices, images, boxes)
         return Batch(*(_flip(each, flipped) if each.dim() > 2 else each for each in batch))
 

@@ -54,7 +54,7 @@ class Training(Options):
         (0.08, 1.0), description="smallest and largest part of an image that a training crop covers"
     )
     crop_p: float = Field(1.0, ge=0, le=1, description="probability of a crop, else all is seen")
-    flip: float = Field(0.5, ge=0, le=1, description="probability that left and right change")
+    flip_p: float = Field(0.5, ge=0, le=1, description="probability that left and right change")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="of all parameters")
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 DIRA_API = 1
 
+# Noise of U(-1, 1), smoothed by a Gaussian of 8 voxels along three axes, times 991
+ELASTIC_STRENGTH = 991 * (2 * math.sqrt(math.pi) * 8) ** -1.5 / math.sqrt(3) / 64
+
 
 def _ordered(bounds: tuple[float, float]) -> tuple[float, float]:
     if bounds[0] > bounds[1]:
@@ -69,6 +72,21 @@ class BezierOptions(DistortionOptions):
     inverted: float = Field(0.5, ge=0, le=1, description="probability of a falling curve")
 
 
+class ElasticOptions(DistortionOptions):
+    """Smooth random fields push pixels around within their plane."""
+
+    sigma: float = Field(
+        8 / 64, gt=0, le=1, description="smoothness of the fields, part of the longest side"
+    )
+    strength: float = Field(
+        ELASTIC_STRENGTH,
+        gt=0,
+        le=1,
+        description="root mean square of how far a pixel moves along each axis, far from the "
+        "border, part of the longest side; this is alpha 991 on crops of 64 x 64 x 32",
+    )
+
+
 class BlockOptions(DistortionOptions):
     """Random blocks; each axis of each block has a side of its own."""
 
@@ -93,18 +111,29 @@ class OuterCutoutOptions(BlockOptions):
     fill: float = Field(0.0, ge=0, le=1, description="value put around the blocks; 0 is black")
 
 
-class NoiseInpaintOptions(BlockOptions):
-    """Blocks are filled with noise."""
+class NoiseOptions(BlockOptions):
+    """Random blocks, and noise."""
 
-    blocks: int = Field(1, ge=1, description="blocks at most")
     margin: float = Field(
         3 / 64, ge=0, lt=0.5, description="least distance to the border, part of the crop's side"
     )
-    side: tuple[Divisor, Divisor] = Field(
-        (6, 3), description="smallest and largest side: the crop's side divided by these"
+    sides: tuple[Parts, ...] | None = Field(
+        None,
+        min_length=2,
+        max_length=3,
+        description="bounds of a block's side along each axis, part of it; none: as `side` says",
     )
     fill: Literal["noise", "constant"] = Field(
         "noise", description="U(0, 1) for every pixel, or one such number for the image"
+    )
+
+
+class NoiseInpaintOptions(NoiseOptions):
+    """Blocks are filled with noise."""
+
+    blocks: int = Field(1, ge=1, description="blocks at most")
+    side: tuple[Divisor, Divisor] = Field(
+        (6, 3), description="smallest and largest side: the crop's side divided by these"
     )
 
     @model_validator(mode="after")
@@ -114,12 +143,9 @@ class NoiseInpaintOptions(BlockOptions):
         return self
 
 
-class NoiseOutpaintOptions(BlockOptions):
+class NoiseOutpaintOptions(NoiseOptions):
     """All but the blocks is filled with noise."""
 
-    margin: float = Field(
-        3 / 64, ge=0, lt=0.5, description="least distance to the border, part of the crop's side"
-    )
     side: Parts = Field((3 / 7, 4 / 7), description="bounds of a block's side")
 
 
@@ -142,7 +168,7 @@ class PixelShuffleOptions(DistortionOptions):
     """Pixels change places inside small windows."""
 
     windows: int = Field(
-        100, ge=1, description="windows; TransVW has 5, STEP 100, Models Genesis 10000 (slow)"
+        100, ge=1, description="windows; TransVW has 5, STEP 100, Models Genesis 10000"
     )
     largest: Divisor = Field(10, description="largest side of a window: the crop's side over this")
 
@@ -209,6 +235,13 @@ def dira_distortions() -> Iterable[Component]:
     )
     yield _component(
         "bezier", BezierOptions, "intensity.Bezier", "a random monotone intensity curve", genesis
+    )
+    yield _component(
+        "elastic",
+        ElasticOptions,
+        "elastic.Elastic",
+        "pushes pixels around by smooth fields",
+        "arXiv:2102.10680",
     )
     yield _component(
         "inner-cutout", InnerCutoutOptions, "blocks.InnerCutout", "blacks out random blocks", dira

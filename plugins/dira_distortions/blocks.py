@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dira_core import Change, Distortion, Draws
+from dira_core import Change, Distortion, Draws, RecipeError
 from dira_distortions import (
     BlockOptions,
     InnerCutoutOptions,
@@ -96,6 +97,27 @@ def blocks_by_part(
     """Return random blocks whose sides lie between two parts of the crop's side."""
     low, high = (pixels(part, shape) for part in side)
     return random_blocks(draws, shape, low, high, options)
+
+
+def by_axis(
+    sides: Sequence[tuple[float, float]] | None, shape: Sequence[int]
+) -> list[list[int]] | None:
+    """Return the smallest and largest side along each axis in px, or None if there are no bounds.
+
+    Raises:
+        RecipeError: There are bounds for more or fewer axes.
+    """
+    if sides is None:
+        return None
+    if len(sides) != len(shape):
+        raise RecipeError(
+            f"blocks have sides along {len(sides)} axes, the images have {len(shape)}: give "
+            "`sides` as many, or leave it out for `side`"
+        )
+    return [
+        [max(1, round(part * n)) for part, n in zip(parts, shape, strict=True)]
+        for parts in zip(*sides, strict=True)
+    ]
 
 
 Place = tuple[slice, ...]
@@ -194,15 +216,41 @@ class NoiseInpaint(Distortion):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise in the blocks."""
         shape = images.shape[2:]
-        low, high = ([max(1, extent // by) for extent in shape] for by in self.options.side)
+        low, high = by_axis(self.options.sides, shape) or [
+            [max(1, extent // by) for extent in shape] for by in self.options.side
+        ]
         blocks = cover(*random_blocks(draws, shape, low, high, self.options), shape)
-        one = [1] * (images.dim() - 1)
-        size = images.shape[1:] if self.options.fill == "noise" else one
-        return torch.where(blocks, draws.uniform("noise", shape=size), images)
+        if self.options.fill == "constant":
+            return torch.where(blocks, one_number(draws, images), images)
+        most = min(math.prod(shape), self.options.blocks * math.prod(high))
+        return noisy(images, blocks.flatten(1), draws, most)
+
+
+def noisy(images: Tensor, covered: Tensor, draws: Draws, most: int) -> Tensor:
+    """Put U(0, 1) into the covered pixels of images, and draw no more numbers than those need.
+
+    Args:
+        images: (B, C, *S).
+        covered: (B, prod(S)) bool.
+        draws: Of the images.
+        most: Pixels that are covered in one image at most.
+    """
+    image, pixel = covered.nonzero(as_tuple=True)
+    counts = covered.sum(1)
+    rank = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
+    noise = draws.uniform("noise", shape=(images.shape[1], most))
+    painted = images.flatten(2).clone()
+    painted[image, :, pixel] = noise[image, :, rank]
+    return painted.view(images.shape)
+
+
+def one_number(draws: Draws, images: Tensor) -> Tensor:
+    """Return one U(0, 1) for each image, in a shape that broadcasts against (B, C, *S)."""
+    return draws.uniform("noise", shape=[1] * (images.dim() - 1))
 
 
 class NoiseOutpaint(Distortion):
-    """Fill all but random blocks with noise, U(0, 1) for every pixel.
+    """Fill all but random blocks with noise.
 
     Source: Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912.
     """
@@ -214,5 +262,10 @@ class NoiseOutpaint(Distortion):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise outside the blocks."""
         shape = images.shape[2:]
-        blocks = cover(*blocks_by_part(draws, shape, self.options.side, self.options), shape)
+        low, high = by_axis(self.options.sides, shape) or [
+            pixels(part, shape) for part in self.options.side
+        ]
+        blocks = cover(*random_blocks(draws, shape, low, high, self.options), shape)
+        if self.options.fill == "constant":
+            return torch.where(blocks, images, one_number(draws, images))
         return torch.where(blocks, images, draws.uniform("noise", shape=images.shape[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,9 +16,6 @@ from dira_distortions.blocks import Place, block_places, block_sides, pixels, pl
 
 TRIES = 8
 """Places tried for the second block of a swap; two small blocks overlap once in 70 tries."""
-
-WINDOWS_AT_ONCE = 128
-"""Windows shuffled by one call; more would only take more memory."""
 
 
 def block_pixels(first: Tensor, side: Tensor, shape: Sequence[int], slots: int) -> Tensor:
@@ -133,32 +130,84 @@ class PixelShuffle(Distortion):
         largest = [max(1, extent // self.options.largest) for extent in shape]
         side = block_sides(draws, [1] * len(shape), largest, self.options.windows)
         first = block_places(draws, side, shape, [0] * len(shape))
-        source = torch.arange(math.prod(shape), device=images.device).expand(len(images), -1)
-        for start in range(0, self.options.windows, WINDOWS_AT_ONCE):
-            some = slice(start, start + WINDOWS_AT_ONCE)
-            here = block_pixels(first[:, some], side[:, some], shape, math.prod(largest))
-            inside = side[:, some].prod(-1)
-            source = shuffled_source(source, here, inside, draws.child(str(start)))
-        source = source[:, None].expand(-1, images.shape[1], -1)
-        return images.flatten(2).gather(2, source).view(images.shape)
+        found = shuffled_source(first, side, shape, draws)
+        image, there = (found >= 0).nonzero(as_tuple=True)
+        shuffled = images.flatten(2).clone()
+        shuffled[image, :, there] = images.flatten(2)[image, :, found[image, there] & PIXEL]
+        return shuffled.view(images.shape)
 
 
-def shuffled_source(source: Tensor, here: Tensor, inside: Tensor, draws: Draws) -> Tensor:
-    """Shuffle windows, and say for each pixel where its value now comes from.
+PIXEL = 0xFFFFFFFF
+"""The bits of a pixel's position, below those of a window's number."""
+
+
+def shuffled_source(first: Tensor, side: Tensor, shape: Sequence[int], draws: Draws) -> Tensor:
+    """Shuffle windows, and say for each pixel where its value comes from.
+
+    Windows of the same sides are shuffled together; an image's draws are dealt out to its windows
+    in their order, so that a window's are its own whatever the batch.
 
     Args:
-        source: (B, N) int64, where the N pixels' values came from so far.
-        here: (B, K, slots) int64, the pixels of each window.
-        inside: (B, K) int64, how many of the slots a window uses.
+        first: (B, K, n) int64, first pixel of each window.
+        side: (B, K, n) int64.
+        shape: S, extents of the n axes.
+        draws: Of the B images.
 
     Returns:
-        (B, N) int64; a pixel of several windows follows the last of them.
+        (B, prod(S)) int64; -1 for pixels in no window. A pixel of several follows the last of them,
+        whose number stands above the 32 bits of the position.
     """
-    windows, slots = here.shape[1:]
-    used = torch.arange(slots, device=here.device) < inside[..., None]
-    keys = draws.uniform("order", shape=(windows, slots)).masked_fill_(~used, 2.0)
-    there = here.gather(2, keys.argsort(dim=2, stable=True)).flatten(1)
-    turn = torch.arange(windows * slots, device=here.device).view(windows, slots)
-    turn = turn.where(used, -1).flatten(1)
-    last = torch.full_like(source, -1).scatter_reduce(1, here.flatten(1), turn, "amax")
-    return torch.where(last < 0, source, there.gather(1, last.clamp(min=0)))
+    pixels, volume = math.prod(shape), side.prod(-1)
+    strides = first.new_tensor([math.prod(shape[axis + 1 :]) for axis in range(len(shape))])
+    corner = (first * strides).sum(-1)
+    number = torch.arange(side.shape[1], device=first.device)
+    image = torch.arange(len(first), device=first.device)[:, None]
+    target = (corner + image * pixels).flatten()
+    source = (corner | number << 32).flatten()  # the largest is that of the last window
+    used = volume.cumsum(1)
+    most = int(used[:, -1].amax())
+    keys = draws.integers("order", 0, 1 << 31, (most,)).flatten()
+    begin = (used - volume + image * most).flatten()
+    found = first.new_full((len(first), pixels), -1)
+    for sides, rows in alike(side.flatten(0, 1)):
+        inside = offsets(sides, strides)
+        own = torch.arange(len(inside), device=first.device) + begin[rows, None]
+        there = source[rows, None] + inside[random_orders(keys[own])]
+        here = target[rows, None] + inside
+        found.view(-1).scatter_reduce_(0, here.flatten(), there.flatten(), "amax")
+    return found
+
+
+def alike(side: Tensor) -> Iterator[tuple[list[int], Tensor]]:
+    """Yield all sides that windows have, with the windows that have them: side is (M, n) int64."""
+    largest = side.amax(0) + 1
+    code = side[:, 0]
+    for axis in range(1, side.shape[1]):
+        code = code * largest[axis] + side[:, axis]
+    rows = code.argsort(stable=True)
+    counts = code.bincount()
+    for some in torch.split(rows, counts[counts > 0].tolist()):
+        yield side[some[0]].tolist(), some
+
+
+def offsets(size: Sequence[int], strides: Tensor) -> Tensor:
+    """Return where the pixels of a block lie from its first one, in the flattened image."""
+    along = [torch.arange(n, device=strides.device) * s for n, s in zip(size, strides, strict=True)]
+    total: Tensor = along[0]
+    for axis in along[1:]:
+        total = (total[:, None] + axis).flatten()
+    return total
+
+
+def random_orders(keys: Tensor) -> Tensor:
+    """Return permutations that sort each row of keys, (M, n) int64 below 2**31.
+
+    The place is put below its key: numpy sorts such numbers ten times as fast as torch sorts pairs.
+    """
+    n = keys.shape[1]
+    bits = max(1, (n - 1).bit_length())
+    both: Tensor = keys << bits | torch.arange(n, device=keys.device)
+    ordered: Tensor = (
+        both.sort(dim=1).values if both.is_cuda else torch.from_numpy(np.sort(both.numpy()))
+    )
+    return ordered.bitwise_and((1 << bits) - 1)

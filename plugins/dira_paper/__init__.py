@@ -22,6 +22,7 @@ JITTER = {"name": "intensity-jitter", "brightness": 0.4, "contrast": 0.4, "p": 0
 BLUR = {"name": "gaussian-blur", "low": 0.1 / 224, "high": 2.0 / 224, "p": 0.5}
 
 APPEARANCE = [JITTER, BLUR]
+MILD_JITTER = {**JITTER, "brightness": 0.1, "contrast": 0.1}
 
 TRIO = {
     "backbone": "resnet50",  # paper
@@ -118,7 +119,7 @@ FIXED = {
         **views(224, aligned=True, disjoint=True),  # ours: flip and swap mended
         "scale": [0.5, 1.0],  # ours: smaller pieces of two lungs have little in common
         # ours: radiographs are so alike that stronger jitter is what differs most between views
-        "appearance": [{**JITTER, "brightness": 0.1, "contrast": 0.1}, BLUR],
+        "appearance": [MILD_JITTER, BLUR],
     },
     "train": {"batch_size": 64},  # ours: fits one GPU; the rate scales with it
 }
@@ -224,7 +225,12 @@ TINY3D = {
     "data": {"name": "phantom3d", "n": 256},
     "discriminator": {"name": "simsiam", "dim": 128, "hidden": 32},
     "adversary": {"name": "patchgan", "loss": "lsgan", "widths": [16, 32, 64]},
-    "views": {**views(32, aligned=True, disjoint=True), "size": [16, 32, 32], "scale": [0.4, 1.0]},
+    "views": {
+        **views(32, aligned=True, disjoint=True),
+        "size": [16, 32, 32],
+        "scale": [0.4, 1.0],
+        "appearance": [MILD_JITTER, BLUR],  # brightness is what tells haze from healthy lungs
+    },
     "train": {"batch_size": 8, "epochs": 4},
 }
 

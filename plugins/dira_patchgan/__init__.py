@@ -21,10 +21,13 @@ class PatchGANOptions(Options):
     widths: tuple[PositiveInt, ...] = Field(
         (64, 128, 256, 512), min_length=1, description="channels after each block"
     )
-    loss: Literal["lsgan", "bce", "minimax", "hinge"] = Field(
+    loss: Literal["lsgan", "bce", "minimax", "hinge", "wgan-gp"] = Field(
         "lsgan",
         description="lsgan: what the paper's code does; minimax: the paper's eq. 3 to the letter; "
-        "bce: the same critic with a generator's loss that does not saturate; hinge",
+        "bce: the same critic with a generator's loss that does not saturate; hinge; wgan-gp",
+    )
+    penalty: float = Field(
+        10.0, ge=0, description="weight of the gradient penalty; of loss wgan-gp alone"
     )
     conditional: bool = Field(False, description="the critic also sees the distorted image")
 

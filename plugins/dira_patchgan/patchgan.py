@@ -14,12 +14,15 @@ from dira_core import (
     bce_critic,
     bce_generator,
     conv,
+    gradient_penalty,
     hinge_critic,
     hinge_generator,
     instance_norm,
     lsgan_critic,
     lsgan_generator,
     minimax_generator,
+    wgan_critic,
+    wgan_generator,
 )
 from dira_patchgan import PatchGANOptions
 
@@ -31,6 +34,7 @@ _LOSSES = {
     "bce": (bce_critic, bce_generator),
     "minimax": (bce_critic, minimax_generator),
     "hinge": (hinge_critic, hinge_generator),
+    "wgan-gp": (wgan_critic, wgan_generator),
 }
 
 
@@ -63,6 +67,7 @@ class PatchGAN(Adversary):
         for weight in (p for p in self.parameters() if p.dim() > 1):
             nn.init.normal_(weight, std=0.02)
         self.conditional = options.conditional
+        self._penalty = options.penalty if options.loss == "wgan-gp" else 0.0
         self._critic_loss, self._generator_loss = _LOSSES[options.loss]
 
     def forward(self, image: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -82,6 +87,12 @@ class PatchGAN(Adversary):
 
     def generator_loss(self, fake: Tensor) -> Tensor:
         return self._generator_loss(fake)
+
+    def penalty(self, real: Tensor, fake: Tensor, condition: Tensor | None) -> Tensor | None:
+        if not self._penalty:
+            return None
+        slopes = gradient_penalty(lambda between: self(between, condition), real, fake)
+        return self._penalty * slopes
 
     def _check_size(self, image: Tensor) -> None:
         smallest = 2 ** (len(self.convs) - 1) + 1

@@ -28,7 +28,7 @@ CHEST = {
         "plateau": 5,
         "crop": (0.08, 1.0),
         "crop_p": 1.0,
-        "flip": 0.5,
+        "flip_p": 0.5,
     }
 }
 """How findings of chest radiographs are fine-tuned."""
@@ -42,7 +42,7 @@ LUNGS = {
         "plateau": None,
         "crop": (0.485, 1.0),
         "crop_p": 0.25,
-        "flip": 0.0,
+        "flip_p": 0.0,
     }
 }
 """How masks of chest radiographs are fine-tuned."""

@@ -74,6 +74,22 @@ def test_an_epoch_cosine_starts_after_the_warmup_which_goes_by_step() -> None:
     assert found[8:] == pytest.approx([factor for factor in later for _ in range(4)])
 
 
+def test_halving_is_torchs_step_schedule_after_a_warmup() -> None:
+    found = factors(Optimizer(schedule="halving", half_life=2), 6, 3)[:-1]
+    weight = torch.nn.Parameter(torch.zeros(1))
+    sgd = torch.optim.SGD([weight], 1.0)
+    published = torch.optim.lr_scheduler.StepLR(sgd, 2, 0.5)
+    expected = []
+    for _ in range(6):
+        expected += [sgd.param_groups[0]["lr"]] * 3
+        sgd.step()
+        published.step()
+    assert found == pytest.approx(expected)
+    warm = factors(Optimizer(schedule="halving", half_life=2, warmup_epochs=1), 6, 3)[:-1]
+    assert warm[:3] == pytest.approx([1 / 3, 2 / 3, 1])
+    assert warm[3:] == found[3:]
+
+
 def test_a_constant_schedule_stays_at_one_after_the_warmup() -> None:
     found = factors(Optimizer(schedule="constant", warmup_epochs=1, floor=0.1), 4, 2)
     assert found == [0.5, 1, 1, 1, 1, 1, 1, 1, 1]

@@ -116,6 +116,8 @@ def test_volumes_where_images_are_expected_are_refused_in_words() -> None:
     assert maker(crops_of(), 0, 0).views[0].crop.shape == (8, 1, 16, 16)
     with pytest.raises(DataError, match="data are volumes .* backbone works on 2 axes"):
         maker(crops_of(dims=3), 0, 0)
+    with pytest.raises(DataError, match=r"are images .*data\.series=true"):
+        ViewMaker(settings({}), CPU, 1, dims=3)(crops_of(), 0, 0)
 
 
 @pytest.fixture(scope="module")

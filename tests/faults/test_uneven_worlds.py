@@ -113,8 +113,9 @@ def images_of(notes: Path) -> list[set[int]]:
 
 
 @pytest.mark.usefixtures("_kit")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_then_one_then_three_processes_see_the_same_images_in_the_same_steps(
-    tmp_path: Path,
+    tmp_path: Path, strategy: str
 ) -> None:
     values = {
         "data": {"name": "small-set", "n": 30},
@@ -127,6 +128,7 @@ def test_two_then_one_then_three_processes_see_the_same_images_in_the_same_steps
             "processes": 2,
             "precision": "fp32",
             "sync_norm": True,
+            "strategy": strategy,
         },
         "log": {"every": 1, "probe": False},
     }

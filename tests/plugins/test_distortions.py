@@ -27,6 +27,7 @@ from dira_core import (
     distort,
 )
 from dira_core.components import Choice
+from dira_distortions.elastic import Elastic, displace, waves_along
 
 ALPHA = 1e-4
 """Seeds are fixed, so a test passes for good; this is how surprising it may have been."""
@@ -40,6 +41,7 @@ NAMES = [
     "gaussian-blur",
     "solarize",
     "bezier",
+    "elastic",
     "inner-cutout",
     "outer-cutout",
     "noise-inpaint",
@@ -181,6 +183,8 @@ OPTIONS = [
     ("gaussian-blur", {"high": 0.05}),
     ("solarize", {"threshold": 0.7}),
     ("bezier", {"inverted": 1.0}),
+    ("elastic", {"sigma": 0.2}),
+    ("elastic", {"strength": 0.01}),
     ("inner-cutout", {"blocks": 1}),
     ("inner-cutout", {"stop": 1.0}),
     ("inner-cutout", {"margin": 0.3}),
@@ -200,6 +204,9 @@ OPTIONS = [
     ("noise-outpaint", {"stop": 1.0}),
     ("noise-outpaint", {"margin": 0.4}),
     ("noise-outpaint", {"side": (0.2, 0.3)}),
+    ("noise-outpaint", {"fill": "constant"}),
+    ("noise-outpaint", {"sides": ((0.1, 0.2), (0.5, 0.6))}),
+    ("noise-inpaint", {"sides": ((0.1, 0.2), (0.5, 0.6))}),
     ("patch-swap", {"swaps": 3}),
     ("patch-swap", {"side": (0.2, 0.3)}),
     ("patch-swap", {"margin": 0.3}),
@@ -348,6 +355,53 @@ def test_bezier_is_monotone_keeps_the_end_points_and_inverts_half() -> None:
     torch.testing.assert_close(outside.view(600, 2), ends, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(6, 2, 17, 40), (3, 2, 5, 17, 40)], ids=["2-D", "3-D"])
+def test_displaced_pixels_are_those_of_scipy(shape: tuple[int, ...]) -> None:
+    images, axes = noise(*shape), len(shape) - 2
+    fields = 20 * (noise(shape[0], 2, *shape[2:]) - 0.5)
+    moved = displace(images, fields)
+    for i, channel in itertools.product(range(shape[0]), range(shape[1])):
+        places = np.indices(shape[2:]).astype(float)
+        places[axes - 2 :] += fields[i].double().numpy()
+        expected = scipy.ndimage.map_coordinates(
+            images[i, channel].double().numpy(), places, order=1, mode="reflect"
+        )
+        np.testing.assert_allclose(moved[i, channel].numpy(), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(("extent", "sigma"), [(64, 8.0), (32, 8.0), (20, 1.5), (8, 30.0)])
+def test_waves_have_the_covariance_of_smoothed_noise(extent: int, sigma: float) -> None:
+    waves = waves_along(extent, sigma).double()
+    smoothing = scipy.ndimage.gaussian_filter1d(np.eye(extent), sigma, mode="constant")
+    covariance = smoothing.T @ smoothing
+    error = np.abs((waves.mT @ waves).numpy() - covariance).max()
+    assert error < 1e-6 * covariance.max()
+    assert len(waves) < extent
+
+
+def test_elastic_is_by_default_that_of_transvw() -> None:
+    elastic = make("elastic")
+    assert isinstance(elastic, Elastic)
+    volume = torch.Size((32, 64, 64))
+    assert elastic.sigma(volume) == 8
+    assert elastic.alpha(volume) == pytest.approx(991)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (32, 64, 64), (16, 32, 32)])
+def test_elastic_moves_pixels_by_its_strength_and_not_along_depth(shape: tuple[int, ...]) -> None:
+    far, n = shape[-1], 60
+    ramp = torch.arange(far).float().expand(n, 1, *shape)
+    middle = tuple(extent // 2 for extent in shape)
+    moved = (make("elastic", strength=0.03)(ramp, draws(n)) - ramp)[:, 0, *middle]
+    expected = 0.03 * far
+    if len(shape) == 3:  # a Gaussian as wide as the volume is deep has part of it outside
+        expected *= math.erf(shape[0] / 2 / (far / 8)) ** 0.5
+    assert stats.kstest(moved.numpy(), "norm", (0, expected)).pvalue > ALPHA
+    if len(shape) == 3:
+        depth = torch.arange(shape[0]).float()[:, None, None].expand(2, 1, *shape)
+        torch.testing.assert_close(make("elastic")(depth, draws(2)), depth)
+
+
 def plain_blocks(
     batch: Draws, shape: tuple[int, ...], low: list[int], high: list[int], margin: list[int]
 ) -> list[list[tuple[slice, ...]]]:
@@ -396,13 +450,40 @@ def test_inpainting_puts_noise_into_the_blocks(shape: tuple[int, ...], fill: str
     margin = [round(3 / 64 * e) for e in extents]
     blocks = plain_blocks(batch, shape, low, high, margin)
     painted = make("noise-inpaint", blocks=10, fill=fill)(images, batch)
-    size = shape[1:] if fill == "noise" else [1] * (len(shape) - 1)
-    filling = batch.uniform("noise", shape=size).expand(shape)
+    number = batch.uniform("noise", shape=[1] * (len(shape) - 1))
     for i, image in enumerate(images):
-        expected = image.clone()
+        inside = torch.zeros(image.shape, dtype=torch.bool)
         for block in blocks[i]:
-            expected[:, *block] = filling[i][:, *block]
-        assert torch.equal(painted[i], expected)
+            inside[:, *block] = True
+        filling = painted[i].clone()
+        assert torch.equal(filling.where(~inside, 0), image.where(~inside, 0))
+        if fill == "constant":
+            assert (filling[inside] == number[i]).all()
+        else:  # all channels, all pixels another number
+            assert len(filling[inside].unique()) == inside.sum()
+            assert not (filling == image)[inside].any()
+
+
+@pytest.mark.parametrize("name", ["noise-inpaint", "noise-outpaint"])
+def test_blocks_may_have_bounds_of_their_own_along_each_axis(name: str) -> None:
+    sides = [(0.5, 0.5), (0.25, 0.25), (1 / 16, 3 / 16)]
+    images = torch.full((40, 1, 8, 16, 16), -1.0)
+    painted = make(name, sides=sides, margin=0, blocks=1)(images, draws(40)) >= 0
+    block = (painted if name == "noise-inpaint" else ~painted)[:, 0]
+    assert (block.any(3).any(2).sum(1) == 4).all()
+    assert (block.any(3).any(1).sum(1) == 4).all()
+    assert set(block.any(2).any(1).sum(1).tolist()) == {1, 2, 3}
+    with pytest.raises(RecipeError, match="along 3 axes, the images have 2"):
+        make(name, sides=sides)(images[:, :, 0], draws(40))
+
+
+def test_painted_noise_is_uniform_and_independent_of_the_image() -> None:
+    painted = make("noise-inpaint")(torch.full((60, 2, 9, 24, 24), -1.0), draws(60))
+    inside = painted >= 0
+    assert torch.equal(inside[:, 0], inside[:, 1])
+    first, second = painted[:, 0][inside[:, 0]].numpy(), painted[:, 1][inside[:, 1]].numpy()
+    assert stats.kstest(first, "uniform").pvalue > ALPHA
+    assert stats.pearsonr(first, second).pvalue > ALPHA
 
 
 def test_inpainting_fills_one_block_of_a_sixth_to_a_third_by_default() -> None:
@@ -521,25 +602,19 @@ def test_shuffling_is_that_of_a_plain_loop(shape: tuple[int, ...]) -> None:
     images, batch, windows = noise(*shape), draws(shape[0]), 150
     extents = shape[2:]
     high = torch.tensor([e // 4 for e in extents])
-    slots = int(high.prod())
     sides = batch.integers("side", 1, high + 1, (windows, len(extents)))
     firsts = batch.integers("first", 0, torch.tensor(extents) - sides + 1, sides.shape[1:])
-    keys = torch.cat(
-        [
-            batch.child("0").uniform("order", shape=(128, slots)),
-            batch.child("128").uniform("order", shape=(windows - 128, slots)),
-        ],
-        1,
-    )
+    keys = batch.integers("order", 0, 2**31, (int(sides.prod(-1).sum(1).max()),))
     shuffled = make("pixel-shuffle", windows=windows, largest=4)(images, batch)
     for i, image in enumerate(images):
-        expected = image.clone()
+        expected, used = image.clone(), 0
         for k in range(windows):
             side = sides[i, k].tolist()
             pairs = zip(firsts[i, k].tolist(), side, strict=True)
             window = [slice(first, first + s) for first, s in pairs]
             values = image[:, *window].flatten(1)
-            order = keys[i, k, : values.shape[1]].argsort()
+            order = keys[i, used : used + values.shape[1]].argsort()
+            used += values.shape[1]
             expected[:, *window] = values[:, order].view(-1, *side)
         assert torch.equal(shuffled[i], expected)
 

@@ -90,9 +90,10 @@ def test_the_engine_takes_fixed_with_data_and_tiny_without() -> None:
     assert resolve(gather()).recipe.data.name == "phantom"
 
 
-def test_only_the_tiny_preset_is_small_and_brings_data() -> None:
-    assert {name for name in PRESETS if recipe(name).views.size != 224} == {"tiny"}
-    assert {name for name, said in PRESETS.items() if "data" in said} == {"tiny"}
+def test_only_the_tiny_presets_are_small_and_bring_data() -> None:
+    tiny = {"tiny", "tiny3d"}
+    assert {name for name in PRESETS if recipe(name).views.size != 224} == tiny
+    assert {name for name, said in PRESETS.items() if "data" in said} == tiny
 
 
 @pytest.mark.parametrize("name", [*TRIOS, *WITHOUT_DISCRIMINATOR])
@@ -113,7 +114,7 @@ def test_one_crop_in_three_is_not_distorted(name: str) -> None:
     assert options["of"][2]["disjoint"] is not name.startswith("released")
 
 
-@pytest.mark.parametrize("name", [name for name in TRIOS if name != "tiny"])
+@pytest.mark.parametrize("name", [name for name in TRIOS if not name.startswith("tiny")])
 def test_crops_and_jitter_are_those_of_the_public_code_or_milder(name: str) -> None:
     mended = name.startswith(("fixed", "stepwise"))
     views = recipe(name).views

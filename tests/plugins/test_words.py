@@ -1,0 +1,341 @@
+"""Self-discovery: places, features, cubes; the same again, and after being killed."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from kit import Dira
+
+from dira_core import DataError, Image, Source
+from dira_transvw import WordsOptions
+from dira_transvw.autoencoder import Autoencoder, fit
+from dira_transvw.discovery import Plan, discover
+from dira_transvw.places import (
+    body_box,
+    carried_over,
+    cut,
+    is_inside,
+    is_worth_a_word,
+    soft_tissue,
+)
+from dira_transvw.source import WHITE, WordsSource
+
+PLAN = Plan(
+    words=3,
+    instances=4,
+    held_out_instances=2,
+    size=(6, 8, 8),
+    grid=(16, 16, 16),
+    dim=8,
+    epochs=2,
+    held_out=0.25,
+)
+
+
+class Bodies(Source):
+    """Bright ellipsoids with a dark spot, as large and as far to the side as their number says."""
+
+    def __init__(self, n: int = 12) -> None:
+        self._n = n
+        self.patients = np.arange(n) // 2
+
+    def __len__(self) -> int:
+        return self._n
+
+    def read(self, index: int) -> Image:
+        if index == 3:
+            raise DataError("the file is damaged")
+        shape = (20 + index % 3, 30, 28 + index % 5)
+        z, y, x = (axis / (n - 1) * 2 - 1 for axis, n in zip(np.indices(shape), shape, strict=True))
+        body = z**2 + (y / 0.8) ** 2 + ((x - 0.01 * index) / 0.8) ** 2 < 1
+        spot = (z - 0.3) ** 2 + y**2 + x**2 < 0.05
+        noise = np.random.default_rng(index).normal(0, 20, shape)
+        return Image((1000 * body - 500 * spot + noise)[None].astype(np.float32), (0, 1200))
+
+    def name(self, index: int) -> str:
+        return f"body {index}"
+
+    def fingerprint(self) -> str:
+        return f"bodies {self._n}"
+
+
+@contextmanager
+def quiet(what: str, total: int) -> Iterator[Callable[[int], object]]:
+    yield lambda steps: None
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("words") / "words"
+    report = discover(Bodies(), folder, PLAN, quiet)
+    assert report.volumes == (7, 4)
+    assert report.unreadable == ("body 3: the file is damaged",)
+    return folder
+
+
+def lines(folder: Path) -> list[dict[str, str]]:
+    with (folder / "words.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def box(line: dict[str, str]) -> np.ndarray:
+    return np.array([float(line[edge]) for edge in ("z1", "z2", "y1", "y2", "x1", "x2")]).reshape(
+        3, 2
+    )
+
+
+def test_there_are_words_times_instances_times_resolutions(found: Path) -> None:
+    table = lines(found)
+    for word in range(3):
+        train, held = (
+            [line for line in table if int(line["word"]) == word and line["split"] == split]
+            for split in ("train", "held-out")
+        )
+        assert len(train) == 4 * 3
+        assert len(held) == 2
+        assert [line["resolution"] for line in train] == ["0", "1", "2"] * 4
+        assert {line["resolution"] for line in held} == {"0"}
+
+
+def test_patients_held_out_are_in_no_training_word(found: Path) -> None:
+    train, held = (
+        WordsSource(WordsOptions(path=found)),
+        WordsSource(WordsOptions(path=found, split="held-out")),
+    )
+    assert not set(train.patients) & set(held.patients)
+    assert len(held) == 6
+
+
+def test_the_first_instance_is_the_reference_voxel_for_voxel(found: Path) -> None:
+    source = WordsSource(WordsOptions(path=found))
+    table = [line for line in lines(found) if line["split"] == "train"]
+    for index, line in enumerate(table):
+        if (line["rank"], line["resolution"]) == ("0", "0"):
+            (z1, z2), (y1, y2), (x1, x2) = box(line).astype(int).tolist()
+            assert (z2 - z1, y2 - y1, x2 - x1) == PLAN.size
+            image = Bodies().read(int(line["volume"].split()[1]))
+            expected = np.clip(image.pixels[:, z1:z2, y1:y2, x1:x2] / 1200, 0, 1)
+            cube = source.read(index)
+            assert cube.window == (0, WHITE)
+            np.testing.assert_allclose(cube.pixels / WHITE, expected, atol=2e-5)
+
+
+def test_other_resolutions_lie_around_the_first_in_the_same_slices(found: Path) -> None:
+    table = [line for line in lines(found) if line["split"] == "train"]
+    for first, *others in zip(*[iter(table)] * 3, strict=True):
+        usual = box(first)
+        for other in map(box, others):
+            np.testing.assert_allclose(other[0], usual[0], atol=0.01)
+            sides = (other[1:, 1] - other[1:, 0]) / (usual[1:, 1] - usual[1:, 0])
+            assert 50 / 64 - 0.01 <= sides.min() <= sides.max() <= 79 / 64 + 0.01
+            assert sides[0] == pytest.approx(sides[1], abs=0.01)
+            moved = np.abs(other[1:].mean(1) - usual[1:].mean(1))
+            assert (moved <= 10 / 64 * (usual[1:, 1] - usual[1:, 0]) + 0.01).all()
+
+
+def test_words_are_apart_and_references_differ(found: Path) -> None:
+    first = [line for line in lines(found) if (line["rank"], line["resolution"]) == ("0", "0")]
+    first = [line for line in first if line["split"] == "train"]
+    middles = [box(line).mean(1) for line in first]
+    assert len({line["volume"] for line in first}) == 3
+    for a in range(3):
+        for b in range(a):
+            assert np.linalg.norm(middles[a] - middles[b]) > PLAN.apart - 2  # bodies differ a bit
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_one_other_words(
+    found: Path, tmp_path: Path
+) -> None:
+    discover(Bodies(), tmp_path / "again", PLAN, quiet)
+    discover(Bodies(), tmp_path / "other", replace(PLAN, seed=1), quiet)
+    first, again, other = map(contents, (found, tmp_path / "again", tmp_path / "other"))
+    archives = {"survey.npz", "features.npz"}  # zip files have dates
+    assert {k: v for k, v in first.items() if k not in archives} == {
+        k: v for k, v in again.items() if k not in archives
+    }
+    assert other["words.csv"] != first["words.csv"]
+
+
+@pytest.mark.parametrize("bar", ["reading", "learning features", "cutting"])
+def test_killed_at_any_stage_it_ends_as_if_it_had_not_been(
+    found: Path, tmp_path: Path, bar: str
+) -> None:
+    @contextmanager
+    def dying(what: str, total: int) -> Iterator[Callable[[int], object]]:
+        left = [1 if what == bar else 10**6]
+
+        def tick(steps: int) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+
+        yield tick
+
+    with pytest.raises(KeyboardInterrupt):
+        discover(Bodies(), tmp_path / "cut", PLAN, dying)
+    with pytest.raises(DataError, match="no finished words"):
+        WordsSource(WordsOptions(path=tmp_path / "cut"))
+    discover(Bodies(), tmp_path / "cut", PLAN, quiet)
+    assert contents(tmp_path / "cut")["words.csv"] == contents(found)["words.csv"]
+    for name in contents(found):
+        if name.startswith("cubes"):
+            assert contents(tmp_path / "cut")[name] == contents(found)[name]
+
+
+def test_a_folder_of_other_words_or_other_files_is_refused(found: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="begun with other words, apart"):
+        discover(Bodies(), found, replace(PLAN, words=2, apart=2.0), quiet)
+    with pytest.raises(DataError, match="begun with other data"):
+        discover(Bodies(14), found, PLAN, quiet)
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        discover(Bodies(), tmp_path, PLAN, quiet)
+
+
+def test_more_words_than_there_is_room_for_are_refused_with_the_way_out(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"word \d+ of 50 .* fewer words"):
+        discover(Bodies(), tmp_path / "many", replace(PLAN, words=50, apart=9.0), quiet)
+    with pytest.raises(DataError, match="word 1 of 3"):
+        discover(Bodies(), tmp_path / "large", replace(PLAN, size=(32, 64, 64)), quiet)
+
+
+@pytest.mark.parametrize("name", ["../../secret.npy", "/etc/passwd", "cubes/../../secret.npy"])
+def test_a_table_cannot_name_a_file_outside_of_its_folder(
+    found: Path, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "a" / "words"
+    folder.mkdir(parents=True)
+    np.save(tmp_path / "secret.npy", np.zeros((9, 1, 4, 4, 4), np.uint16))
+    (folder / "dira-source.json").write_text((found / "dira-source.json").read_text())
+    text = (found / "words.csv").read_text()
+    for line in lines(found):
+        text = text.replace(line["file"], name)
+    (folder / "words.csv").write_text(text)
+    with pytest.raises(DataError, match="missing or damaged"):
+        WordsSource(WordsOptions(path=folder)).read(0)
+
+
+def test_damaged_tables_headers_and_cubes_are_named(found: Path, tmp_path: Path) -> None:
+    for name, content in contents(found).items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    source = WordsSource(WordsOptions(path=tmp_path))
+    (tmp_path / lines(found)[0]["file"]).write_bytes(b"no cubes")
+    with pytest.raises(DataError, match="missing or damaged"):
+        source.read(0)
+    (tmp_path / "words.csv").write_text("split,word\ntrain,many\n")
+    with pytest.raises(DataError, match="words.csv"):
+        WordsSource(WordsOptions(path=tmp_path))
+    (tmp_path / "dira-source.json").write_text(json.dumps({"source": "others"}))
+    with pytest.raises(DataError, match="dira words discover"):
+        WordsSource(WordsOptions(path=tmp_path))
+
+
+def test_the_body_is_found_and_places_are_carried_over_between_bodies() -> None:
+    volume = torch.zeros(1, 20, 30, 40)
+    volume[0, 4:16, 10:25, 5:35] = 1
+    body = body_box(volume)
+    assert body.tolist() == [[4, 16], [10, 25], [5, 35]]
+    assert body_box(torch.zeros(1, 4, 5, 6)).tolist() == [[0, 4], [0, 5], [0, 6]]
+    inner = np.array([[6.0, 10.0], [12.0, 20.0], [8.0, 16.0]])
+    assert np.array_equal(carried_over(inner, body, body), inner)
+    twice = carried_over(inner, body, 2 * body + 3)
+    np.testing.assert_allclose(twice, 2 * inner + 3)
+    shape = np.array([20, 30, 40])
+    assert is_inside(inner, shape)
+    assert is_inside(inner - [[6.4], [0], [0]], shape)
+    assert not is_inside(inner - [[6.6], [0], [0]], shape)
+    assert not is_inside(inner + np.array([[0], [0], [26]]), shape)
+
+
+def test_a_cube_is_that_of_scipy_between_voxels_and_the_voxels_themselves_on_them() -> None:
+    volume = torch.rand(2, 9, 11, 10, generator=torch.Generator().manual_seed(0))
+    whole = np.array([[2.0, 6.0], [1.0, 9.0], [3.0, 8.0]])
+    torch.testing.assert_close(cut(volume, whole, (4, 8, 5)), volume[:, 2:6, 1:9, 3:8])
+    odd = np.array([[1.3, 7.9], [-0.6, 6.2], [2.2, 10.4]])
+    centres = [
+        first + (np.arange(n) + 0.5) * (last - first) / n - 0.5
+        for (first, last), n in zip(odd, (5, 6, 7), strict=True)
+    ]
+    places = np.meshgrid(*centres, indexing="ij")
+    for channel, expected in zip(cut(volume, odd, (5, 6, 7)), volume.double().numpy(), strict=True):
+        expected = scipy.ndimage.map_coordinates(expected, places, order=1, mode="nearest")
+        np.testing.assert_allclose(channel.numpy(), expected, atol=1e-5)
+
+
+def test_soft_tissue_is_counted_as_the_public_code_does() -> None:
+    cube = torch.where(
+        torch.rand(7, 5, 4, generator=torch.Generator().manual_seed(1)) < 0.3, 0.0, -800.0
+    )
+    score = 0.0
+    for z in range(6):
+        for y in range(5):
+            for x in range(4):
+                for above, worth in ((0, 1.0), (1, 0.5), (2, 0.0)):
+                    if z + above < 7 and cube[z + above, y, x] >= -150:
+                        score += worth
+                        break
+    assert soft_tissue(cube, 6) == pytest.approx(score / 120)
+    lung = Image(np.full((1, 6, 8, 8), -800, np.float32), (-1000, 1000))
+    tissue = Image(np.full((1, 6, 8, 8), 40, np.float32), (-1000, 1000))
+    everything = np.array([[0.0, 6.0], [0.0, 8.0], [0.0, 8.0]])
+    assert is_worth_a_word(lung, everything, lung=True)
+    assert not is_worth_a_word(tissue, everything, lung=True)
+    assert is_worth_a_word(tissue, everything, lung=False)
+
+
+def test_features_tell_where_a_ball_is_and_all_goes_through_the_code() -> None:
+    z, y, x = np.indices((16, 16, 16))
+    places = np.random.default_rng(0).uniform(4, 12, (32, 2))
+    balls = np.stack([(z - 8) ** 2 + (y - a) ** 2 + (x - b) ** 2 < 16 for a, b in places])
+    held_out = np.arange(32) >= 24
+    with torch.random.fork_rng(devices=[]):
+        state = torch.get_rng_state()
+        found = fit(balls.astype(np.float16), held_out, 16, 25, 0, lambda: None)
+        assert torch.equal(torch.get_rng_state(), state)
+    assert found.explained > 0.4
+    design = np.c_[found.features, np.ones(32)]
+    fitted = design @ np.linalg.lstsq(design[~held_out], places[~held_out], rcond=None)[0]
+    error = ((fitted - places)[held_out] ** 2).mean() / places.var()
+    assert error < 0.6
+    network = Autoencoder((16, 16, 16), 4).eval()
+    network.encode = lambda images: torch.zeros(len(images), 4)  # type: ignore[method-assign]
+    one, other = network(torch.rand(2, 1, 16, 16, 16))
+    assert torch.equal(one, other)
+
+
+def test_from_the_command_line_words_are_found_and_learned(dira: Dira, tmp_path: Path) -> None:
+    code, said, _ = dira("words", "discover", "--help")
+    assert code == 0
+    assert all(flag in said for flag in ("--words", "--instances", "--lung", "--held-out"))
+    small = ("--words", "2", "--size", "8", "12", "12", "--grid", "16", "16", "16", "--epochs", "1")
+    few = ("--set", "data.n=6", "--set", "data.size=[16,24,24]", "--apart", "2")
+    asked = ("words", "discover", "--data", "phantom3d", "--out", "words", *small, *few)
+    code, said, wrong = dira(*asked)
+    assert (code, wrong) == (0, "")
+    assert "words      2, in" in said
+    assert dira(*asked)[0] == 0
+    sizes = ("--set", "views.size=[8,8,8]", "--set", "backbone.width=2", "--epochs", "1")
+    nets = ("--set", "restorer.widths=[4,4,4]", "--set", "adversary.widths=[4,4]")
+    heads = ("--set", "discriminator.hidden=4", "--batch-size", "4", "--name", "learned")
+    roles = ("--disc", "transvw", "--res", "unet", "--adv", "patchgan", "--data", "words/")
+    code, said, wrong = dira("run", "--preset", "tiny3d", *roles, *sizes, *nets, *heads)
+    assert code == 0, wrong
+    metrics = (tmp_path / "runs/learned/metrics.jsonl").read_text()
+    assert "dis/accuracy" in metrics
+    code, _, wrong = dira(*asked[:-2], "--apart", "3")
+    assert (code, wrong.count("\n")) == (2, 1)
+    assert "begun with other apart" in wrong
