@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dira_core.api import pretrain as pretrain
     from dira_core.api import run as run
     from dira_core.build import build_source as build_source
+    from dira_core.builtins import VolumeOptions as VolumeOptions
     from dira_core.choices import DistortionChoice as DistortionChoice
     from dira_core.clusters import kmeans as kmeans
     from dira_core.clusters import pca_whiten as pca_whiten
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from dira_core.components import DistortionOptions as DistortionOptions
     from dira_core.components import Options as Options
     from dira_core.components import Preset as Preset
+    from dira_core.data.folder import FileSource as FileSource
+    from dira_core.data.labelled import mask_pixels as mask_pixels
+    from dira_core.data.manifest import read_csv as read_csv
     from dira_core.distributed import gather_rows as gather_rows
     from dira_core.draws import Draws as Draws
     from dira_core.errors import DataError as DataError
@@ -84,6 +88,11 @@ if TYPE_CHECKING:
     from dira_core.roles import Tracker as Tracker
     from dira_core.roles import pool as pool
     from dira_core.settings import Settings as Settings
+    from dira_core.targets import Labels as Labels
+    from dira_core.targets import Masks as Masks
+    from dira_core.transfer.measure import Transferred as Transferred
+    from dira_core.transfer.measure import measure_transfer as measure_transfer
+    from dira_core.transfer.plan import transfer_plan as transfer_plan
     from dira_core.trio import Trio as Trio
     from dira_core.types import Batch as Batch
     from dira_core.types import Image as Image
@@ -96,9 +105,13 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
     "build": ["build_source"],
+    "builtins": ["VolumeOptions"],
     "choices": ["DistortionChoice"],
     "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
+    "data.folder": ["FileSource"],
+    "data.labelled": ["mask_pixels"],
+    "data.manifest": ["read_csv"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
@@ -159,6 +172,9 @@ _PUBLIC = {
         "pool",
     ],
     "settings": ["Settings"],
+    "targets": ["Labels", "Masks"],
+    "transfer.measure": ["Transferred", "measure_transfer"],
+    "transfer.plan": ["transfer_plan"],
     "trio": ["Trio"],
     "types": ["Batch", "Image", "Objective", "Progress", "View"],
 }

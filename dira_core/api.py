@@ -16,7 +16,14 @@ import torch
 
 from dira_core.agreement import agree
 from dira_core.blame import blamed
-from dira_core.build import build_players, build_source, build_trackers, build_trio, seeded
+from dira_core.build import (
+    build_players,
+    build_source,
+    build_trackers,
+    build_trio,
+    repeatable,
+    seeded,
+)
 from dira_core.data.loader import Loader
 from dira_core.distributed import from_first, rank, world_size
 from dira_core.errors import CheckpointError, DivergedError, PluginError, RecipeError
@@ -288,10 +295,7 @@ class Game:
         self.source = source
         self.settings = settings
         if settings.train.deterministic:
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            # filling what is about to be written anyway costs a tenth of a step
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-            torch.backends.cudnn.benchmark = False
+            repeatable()
         if trio.discriminator is not None:
             with seeded(settings.seed, "prepare"):
                 trio.discriminator.prepare(len(source))

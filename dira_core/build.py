@@ -169,6 +169,14 @@ def adapt(parts: Sequence[Backbone | Restorer], settings: Settings) -> None:
             part.compile()
 
 
+def repeatable() -> None:
+    """Let torch choose rules that give the same bits every time."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # filling what is about to be written anyway costs a tenth of a step
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False
+
+
 def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
     """Move a module to a device, its convolution weights in channels-last order if asked."""
     module.to(device)

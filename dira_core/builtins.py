@@ -13,7 +13,9 @@ from dira_core.components import Component, Options
 from dira_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
+    from dira_core.data import Window
     from dira_core.roles import Backbone, Source
+    from dira_core.targets import Labels, Masks
 
 DIRA_API = 1
 
@@ -114,6 +116,47 @@ class Phantom3dOptions(Options):
     n: int = Field(512, ge=1, description="volumes")
     size: tuple[Extent, Extent, Extent] = Field(
         (32, 64, 64), description="depth, height and width in px, each at least 16"
+    )
+
+
+class CsvOptions(Options):
+    """A CSV file with one labelled image a line."""
+
+    path: Path = Field(description="CSV file with a header; image paths are relative to its folder")
+    image: str = Field("image", description="column of the image's path")
+    label: str | None = Field(None, description="column of names: an image has one of the classes")
+    labels: tuple[str, ...] = Field(
+        (), description="columns of 0, 1 or nothing (not known): an image may have several"
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, description="names of `label` to tell apart; lines with others are left out"
+    )
+    split: str | None = Field(
+        "split",
+        description="column of train, validation, test; none, or a file without it: random 80/20",
+    )
+    patient: str | None = Field(
+        "patient", description="column of patients; none, or a file without it: each image is one"
+    )
+
+
+class MasksOptions(Options):
+    """Images with masks: two folders, or a CSV file."""
+
+    path: Path = Field(description="folder of images, or CSV file with columns of paths")
+    masks: Path | None = Field(None, description="folder of masks, named as their images")
+    image: str = Field("image", description="column of the image's path")
+    mask: str = Field("mask", description="column of the mask's path; lines without are left out")
+    classes: dict[str, int] = Field(
+        default={}, description="pixel value of each class; none: all but 0 is the foreground"
+    )
+    ignore: int | None = Field(None, description="pixel value of what does not count")
+    split: str | None = Field(
+        "split",
+        description="column of train, validation, test; none, or a file without it: random 80/20",
+    )
+    patient: str | None = Field(
+        "patient", description="column of patients; none, or a file without it: each image is one"
     )
 
 
@@ -253,3 +296,60 @@ def _resnet(depth: int) -> Component:
 def dira_backbones() -> Iterable[Component]:
     """The ResNets of torchvision."""
     yield from map(_resnet, (18, 34, 50, 101))
+
+
+def build_csv(options: CsvOptions, window: Window) -> Labels:
+    from dira_core.data.labelled import csv_labels
+
+    return csv_labels(options, window)
+
+
+def build_masks(options: MasksOptions, window: Window) -> Masks:
+    from dira_core.data.labelled import file_masks
+
+    return file_masks(options, window)
+
+
+@hookimpl
+def dira_targets() -> Iterable[Component]:
+    """Labels in a CSV file, and masks in files.
+
+    They bring along how the public code behind the paper fine-tunes: on ChestX-ray14 the first,
+    on SIIM-ACR and Montgomery the second.
+    """
+    yield Component(
+        "csv",
+        CsvOptions,
+        build_csv,
+        summary="FILE.csv: image, label (or columns of 0 and 1), patient, split",
+        dims=(2, 3),
+        defaults={
+            "training": {
+                "optimizer": {"lr": 2e-4, "schedule": "constant"},
+                "epochs": 1000,
+                "patience": 10,
+                "plateau": 5,
+                "crop": (0.08, 1.0),
+                "crop_p": 1.0,
+                "flip_p": 0.5,
+            }
+        },
+    )
+    yield Component(
+        "masks",
+        MasksOptions,
+        build_masks,
+        summary="a folder of images and one of masks, or FILE.csv: image, mask, patient, split",
+        dims=(2, 3),
+        defaults={
+            "training": {
+                "optimizer": {"lr": 1e-3, "schedule": "epoch-cosine"},
+                "epochs": 200,
+                "patience": 20,
+                "plateau": None,
+                "crop": (0.485, 1.0),
+                "crop_p": 0.25,
+                "flip_p": 0.0,
+            }
+        },
+    )

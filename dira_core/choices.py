@@ -11,6 +11,7 @@ DiscriminatorChoice = Annotated[Choice | None, Chosen("discriminator", optional=
 RestorerChoice = Annotated[Choice | None, Chosen("restorer", optional=True)]
 AdversaryChoice = Annotated[Choice | None, Chosen("adversary", optional=True)]
 DistortionChoice = Annotated[Choice, Chosen("distortion")]
+TargetChoice = Annotated[Choice, Chosen("target")]
 BackboneChoice = Annotated[Choice, Chosen("backbone")]
 SourceChoice = Annotated[Choice, Chosen("source")]
 TrackerChoice = Annotated[Choice, Chosen("tracker")]

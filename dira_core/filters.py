@@ -93,6 +93,25 @@ def resizing_weights(side: int, size: int) -> np.ndarray:
     return weights
 
 
+def resizing_matrices(sides: Tensor, size: int, longest: int) -> Tensor:
+    """Return the weights of `resizing_weights` for images of different sides.
+
+    Args:
+        sides: Pixels of each image along the axis, (B,) int64.
+        size: Pixels of the results.
+        longest: No side is longer.
+
+    Returns:
+        (B, size, longest) float32, 0 beyond an image's side.
+    """
+    scale = (sides.double() / size)[:, None, None]
+    centre = (torch.arange(size).double()[:, None] + 0.5) * scale
+    at = torch.arange(longest).double()
+    near = (1 - (at + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    near = near * (at < sides[:, None, None])
+    return (near / near.sum(-1, keepdim=True)).float()
+
+
 @functools.lru_cache(16)  # the axes of an image are often alike
 def blurring(extent: int, half: tuple[float, ...]) -> Taps:
     """Return a symmetric filter whose image goes on beyond its edges as in a mirror.

@@ -56,7 +56,11 @@ def dira_sources() -> Iterable[Component]:  # type: ignore[empty-body]
 
 @hookspec
 def dira_targets() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Return Targets, labelled tasks to transfer to; `build(options) -> Target`."""
+    """Return Targets, labelled tasks; `build(options, window) -> dira_core.Labels` or `Masks`.
+
+    `window` is how the weights' images became numbers in [0, 1], see `dira_core.Image`. `defaults`
+    is a piece of a transfer's plan: how the task is fine-tuned where it was published.
+    """
 
 
 @hookspec

@@ -5,13 +5,17 @@ from __future__ import annotations
 import resource
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 def restart_peak(device: torch.device) -> None:
     """Let the peak start from what is in use now; on a CPU only Linux can."""
     if device.type == "cuda":
+        import torch
+
         torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):
@@ -21,6 +25,8 @@ def restart_peak(device: torch.device) -> None:
 def peak_mib(device: torch.device) -> float:
     """Return the peak of a GPU's allocated memory, or of this process's resident memory."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
     with suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -70,9 +70,12 @@ class Profiled:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._seen > WARMUP:
+            self._write()
+        elif self._profile is not None:
+            self._profile.stop()
         if error is None and self._steps and self._seen <= WARMUP:
             self._display.said(f"nothing is profiled: the run had no more than {WARMUP} steps")
-        self._write()
 
     def _write(self) -> None:
         found, self._profile = self._profile, None

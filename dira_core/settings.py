@@ -21,6 +21,11 @@ class Loader(Options):
     cache_mb: int = Field(
         2048, ge=0, description="memory for decoded images, in MiB, over all workers"
     )
+    resize: Literal["workers", "device"] = Field(
+        "workers",
+        description="where crops get their size; device: on the GPU, for a data cache (its levels "
+        "keep what is sent small)",
+    )
     max_unreadable: float = Field(
         0.05,
         ge=0,

@@ -15,6 +15,9 @@ from dira_core.roles import Backbone
 LISTED = 2
 """Names shown of a kind in one line."""
 
+FAMILIES = 8
+"""Of names in families, how many families."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -71,7 +74,9 @@ def families(names: Sequence[str]) -> str:
     """Return many names by their first two parts, "166 encoder_k.backbone.*, 1 queue"."""
     parts = [name.removeprefix("module.").split(".") for name in names]
     found = Counter(".".join(p[:2]) + (".*" if len(p) > 2 else "") for p in parts)
-    return ", ".join(f"{n} {_printable(family)}" for family, n in found.most_common(LISTED))
+    shown = [f"{n} {_printable(family)}" for family, n in found.most_common(FAMILIES)]
+    more = f" and {len(found) - FAMILIES} more" if len(found) > FAMILIES else ""
+    return ", ".join(shown) + more
 
 
 def match(state: Mapping[str, Tensor], module: nn.Module, stem: str | None = None) -> Report:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dira_core.buffers import Buffers
+from dira_core.data.excerpts import Excerpts
 from dira_core.data.loader import Crops
 from dira_core.draws import Draws
 from dira_core.errors import DataError, RecipeError
@@ -73,8 +74,13 @@ class ViewMaker:
         label = None if crops.label is None else crops.label.to(self._device)
         return Batch(tuple(views), index, label)
 
-    def _view(self, recipe: Operations, pixels: Tensor, box: Tensor, draws: Draws) -> View:
-        crop = pixels.to(self._device, non_blocking=True)
+    def _view(
+        self, recipe: Operations, pixels: Tensor | Excerpts, box: Tensor, draws: Draws
+    ) -> View:
+        if isinstance(pixels, Excerpts):
+            crop = pixels.on(self._device)
+        else:
+            crop = pixels.to(self._device, non_blocking=True)
         if self._channels_last:
             last = torch.channels_last if crop.dim() == 4 else torch.channels_last_3d
             crop = crop.contiguous(memory_format=last)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import doctest
+import math
 import os
 import re
 import runpy
@@ -46,7 +47,7 @@ FENCE = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
-SMALL = "--backbone resnet18 --size 32 --epochs 1 --batch-size 8 --set discriminator.dim=64"
+SMALL = "--backbone resnet18 --size 32 --batch-size 8 --set discriminator.dim=64"
 """Added to every `dira run` of the documentation, whose own flags are parsed all the same."""
 
 IMAGES = 24
@@ -120,7 +121,7 @@ def run_console(block: Block, folder: Path) -> None:
     for command, shown in commands(block.text):
         words, _, promise = command.partition("  # exits with ")
         if words.startswith("dira run") and "--resume" not in words:
-            words = f"{words} {SMALL}"
+            words = f"{words} {SMALL}" + (" --epochs 1" if "--epochs" not in words else "")
         done = subprocess.run(
             ["bash", "-c", words],
             cwd=folder,
@@ -316,7 +317,9 @@ def test_every_failpoint_and_exit_code_is_on_the_page_of_reliability() -> None:
 def test_every_alarm_is_on_the_page_of_concepts_with_its_threshold() -> None:
     text = (ROOT / "docs/concepts.md").read_text()
     for sign in SIGNS:
-        assert f"| `{sign.name}` | `{sign.metric}` is below {sign.below:g}: " in text
+        above = f"above {sign.times_first:g} times its first value"
+        limit = above if sign.below == -math.inf else f"below {sign.below:g}"
+        assert f"| `{sign.name}` | `{sign.metric}` is {limit}: " in text
 
 
 def test_every_hook_is_explained() -> None:

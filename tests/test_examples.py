@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dira_core.study.jobs import jobs_of
+from dira_core.study.plan import read_study
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PLUGIN = EXAMPLES / "dira-tiny-plugin"
 
@@ -102,6 +105,16 @@ def test_the_linear_probe_tells_classes_and_knows_where_a_run_started(
     _, before, after = (line.split() for line in ran(script, *asked, cwd=tmp_path).splitlines())
     assert 0.8 < float(before[2]) < 1
     assert before[2] == after[2]  # the same weights, as nothing was learned
+
+
+def test_the_study_of_radiographs_has_a_job_for_every_place_of_its_grid(
+    real_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").symlink_to(real_data)
+    monkeypatch.chdir(tmp_path)
+    jobs = jobs_of(read_study(EXAMPLES / "studies/radiographs.toml"))
+    assert sum(job.cell is None for job in jobs) == 6
+    assert sum(job.cell is not None and job.cell.way == "fine-tune" for job in jobs) == 5 * 21
 
 
 @pytest.fixture(scope="module")

@@ -187,7 +187,8 @@ class Ours:
         """Return what makes each stage of a batch."""
         images, boxes = [read_image(self.source, index) for index in self.indices], self.boxes()
         crops = self.dataset.crops(Request(self.indices, 0))
-        pixels = [view.clone() for view in crops.pixels]
+        made = [view for view in crops.pixels if isinstance(view, Tensor)]
+        pixels = [view.clone() for view in made]
         operations = Operations(self._settings.views, torch.device("cpu"))
         draws = Draws(crops.index, seed=0, path="views")
 
@@ -199,12 +200,12 @@ class Ours:
                     cut(image, box, place)
 
         def decide() -> list[Any]:
-            shape = crops.pixels[0].shape[1:]
+            shape = made[0].shape[1:]
             every = [operations.drawn(draws) for _ in range(VIEWS)]
             return [[plan(group, shape) for group in groups] for groups in every]
 
         def group(number: int) -> None:
-            for view, plans in zip(crops.pixels, decided, strict=True):
+            for view, plans in zip(made, decided, strict=True):
                 change_images(view.numpy(), plans[number : number + 1], [pixels[0].numpy()])
 
         decided = decide()

@@ -6,7 +6,6 @@ A member is this module run as a program: `python -m dira_core.bench.team WORK S
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +37,9 @@ class Team:
         self._members: list[subprocess.Popen[str]] = []
 
     def __enter__(self) -> Self:
-        with socket.socket() as probe:
-            probe.bind(("localhost", 0))
-            port = probe.getsockname()[1]
+        from torch.distributed.elastic.utils.distributed import get_free_port
+
+        port = get_free_port()  # type: ignore[no-untyped-call]
         for rank in range(self._processes):
             place = {
                 "RANK": str(rank),
@@ -59,7 +58,11 @@ class Team:
                     text=True,
                 )
             )
-        self._hear()
+        try:
+            self._hear()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -68,10 +71,16 @@ class Team:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is None:
+            for member in self._members:
+                member.communicate(LEAVE)
+        else:
+            self._end()
+
+    def _end(self) -> None:
         for member in self._members:
-            if error is not None:
-                member.kill()
-            member.communicate(None if error is not None else LEAVE)
+            member.kill()
+            member.communicate()
 
     def turn(self) -> None:
         """Let every member do its piece of the work; return when the last one is done."""

@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from dira_core import __version__
-from dira_core.cli import bench, config, data, plugins, run, verify, weights
+from dira_core.cli import (
+    bench,
+    config,
+    data,
+    localize,
+    plugins,
+    report,
+    run,
+    study,
+    transfer,
+    verify,
+    weights,
+)
 from dira_core.components import Command
 from dira_core.errors import DiraError
 from dira_core.loading import said
@@ -38,12 +50,19 @@ def command_line() -> typer.Typer:
     app.command("run")(run.run)
     app.command("verify")(verify.verify)
     app.command("config")(config.config)
+    app.command("transfer")(transfer.transfer)
+    app.command("targets")(transfer.targets)
+    app.command("localize")(localize.localize)
+    app.command("study")(study.study)
+    app.command("report")(report.report)
     app.command("export")(weights.export)
     app.command("import")(weights.import_)
     app.add_typer(plugins.app, name="plugins")
     app.add_typer(data.app, name="data")
     app.add_typer(bench.app, name="bench")
-    ours = {"run", "verify", "config", "export", "import", "plugins", "data", "bench"}
+    ours = {"run", "verify", "config", "transfer", "targets", "localize", "study", "report"}
+    ours |= {"export", "import"}
+    ours |= {"plugins", "data", "bench"}
     for command in installed().commands():
         wrong = "the engine has a verb of that name" if command.name in ours else _flaw(command)
         if wrong:

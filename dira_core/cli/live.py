@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from dira_core.study.jobs import Job
 from dira_core.types import Progress as RunProgress
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -82,3 +83,52 @@ class Terminal:
     def said(self, message: str) -> None:
         """Print one line above the bar."""
         self._console.print(message)
+
+
+class Jobs:
+    """Show how the jobs of a study get on; a context manager.
+
+    Args:
+        total: Jobs of the study.
+        done: Of those, finished before.
+    """
+
+    def __init__(self, total: int, done: int) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._bar = Progress(
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done)
+        self._began: dict[str, float] = {}
+        if done:
+            self._console.print(f"{done} of {total} jobs are done already")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def began(self, job: Job) -> None:
+        """Name the jobs at work."""
+        self._began[job.name] = time.monotonic()
+        self._bar.update(self._task, description=", ".join(self._began))
+
+    def ended(self, job: Job, failure: str) -> None:
+        """Print how a job ended, and move the bar."""
+        seconds = time.monotonic() - self._began.pop(job.name)
+        self._console.print(f"{job.name}  {failure or 'done'}  {seconds:.0f} s")
+        self._bar.update(self._task, advance=1, description=", ".join(self._began))

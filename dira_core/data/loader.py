@@ -20,11 +20,12 @@ from dira_core.data.crops import (
     reduce_channels,
     soft_tissue,
 )
-from dira_core.data.pyramid import crop_level, on_grid, place
+from dira_core.data.excerpts import Excerpts, collected
+from dira_core.data.pyramid import crop_level, excerpt, on_grid, place
 from dira_core.data.workers import Workers
 from dira_core.distributed import rank, world_size
 from dira_core.draws import Draws, shuffled, shuffled_in_blocks
-from dira_core.errors import DataError, DiraError, PluginError
+from dira_core.errors import DataError, DiraError, PluginError, RecipeError
 from dira_core.view_options import Lungs, sides_of
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Crops:
     """The random crops of B images.
 
     Attributes:
-        pixels: One tensor per view, (B, C, *S) float32 in [0, 1].
+        pixels: One tensor per view, (B, C, *S) float32 in [0, 1], or what becomes it on the device.
         box: First and last edge of each crop in its source image, (B, V, D, 2) float32, in px.
         index: Position of each image in its source, (B,) int64.
         label: Visual word of each image, (B,) int64, or None.
@@ -61,7 +62,7 @@ class Crops:
         spent: What they took, where they were made.
     """
 
-    pixels: tuple[Tensor, ...]
+    pixels: tuple[Tensor | Excerpts, ...]
     box: Tensor
     index: Tensor
     label: Tensor | None = None
@@ -178,6 +179,9 @@ class CropDataset(Dataset[Crops]):
         source: Where images come from.
         settings: Of the run; say how they are cropped.
         n_views: Crops of an image.
+
+    Raises:
+        RecipeError: Crops that are resized on the device are to be looked at before.
     """
 
     def __init__(self, source: Source, settings: Settings, n_views: int) -> None:
@@ -190,6 +194,12 @@ class CropDataset(Dataset[Crops]):
         self._channels = views.channels
         self._lungs = views.lungs
         self._tries = views.lungs.tries if views.lungs else 1
+        self._on_device = loader.resize == "device"
+        if self._on_device and views.lungs:
+            raise RecipeError(
+                "views.lungs looks at crops of their final size, which loader.resize = device "
+                "makes too late: use --set loader.resize=workers"
+            )
         self._buffers = Buffers()
 
     def crops(self, request: Request) -> Crops:
@@ -206,6 +216,19 @@ class CropDataset(Dataset[Crops]):
         reasons = ((i, self._images.why_not(i)) for i in request.indices)
         attempts = [self.boxes(index, images, request, n) for n in range(self._tries)]
         boxes = attempts[0]
+        make = self._excerpts if self._on_device else self._resized
+        return Crops(
+            pixels=make(images, attempts),
+            box=boxes.float(),
+            index=index,
+            label=None if self._words is None else self._words[index],
+            unreadable=tuple((i, reason) for i, reason in reasons if reason is not None),
+            spent=Making(reading, time.perf_counter() - started - reading),
+        )
+
+    def _resized(self, images: Sequence[Image], attempts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Make the crops of every view; the first attempt's boxes become those that were cut."""
+        boxes = attempts[0]
         pixels = [
             self._buffers.empty(len(images), self._channels, *sides_of(view.size, boxes.shape[2]))
             for view in self._views
@@ -214,14 +237,21 @@ class CropDataset(Dataset[Crops]):
             for number, view in enumerate(pixels):
                 places = [attempt[row, number] for attempt in attempts]
                 boxes[row, number] = cut_best(image, places, view[row], self._lungs)
-        return Crops(
-            pixels=tuple(pixels),
-            box=boxes.float(),
-            index=index,
-            label=None if self._words is None else self._words[index],
-            unreadable=tuple((i, reason) for i, reason in reasons if reason is not None),
-            spent=Making(reading, time.perf_counter() - started - reading),
-        )
+        return tuple(pixels)
+
+    def _excerpts(
+        self, images: Sequence[Image], attempts: Sequence[Tensor]
+    ) -> tuple[Excerpts, ...]:
+        """Cut out every view, for the device to resize."""
+        boxes = attempts[0]
+        windows = [image.window for image in images]
+        made = []
+        for number, view in enumerate(self._views):
+            cuts = zip(images, boxes[:, number], strict=True)
+            parts = [reduce_channels(excerpt(i, box, view.size), self._channels) for i, box in cuts]
+            sides = sides_of(view.size, boxes.shape[2])
+            made.append(collected(parts, windows, self._channels, sides))
+        return tuple(made)
 
     def __getitems__(self, request: Request) -> Crops | DiraError:
         """Return a batch, or the error: raised in a worker, one line would become a traceback."""

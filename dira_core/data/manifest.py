@@ -33,15 +33,15 @@ class ManifestSource(FileSource):
     split_names: list[str]
 
     def __init__(self, options: ManifestOptions) -> None:
-        header, lines = _read_csv(options.path)
-        image = _column(header, options.image, "image")
-        names = None if options.label is None else _column(header, options.label, "label")
+        header, lines = read_csv(options.path)
+        image = column_of(header, options.image, "data.image")
+        names = None if options.label is None else column_of(header, options.label, "data.label")
         if names is not None:
             self.classes = sorted(set(_texts(lines, names)) - {""})
         lines = _of_split(header, lines, options.split)
         paths = list(_texts(lines, image))
         if "" in paths:
-            number = _line_number(options.path, lines[paths.index("")])
+            number = line_number(options.path, lines[paths.index("")])
             raise DataError(f"line {number} of the manifest names no image: give it a path")
         if names is not None:
             self.labels = _numbers(_texts(lines, names), self.classes or [])
@@ -69,8 +69,12 @@ def _numbers(texts: Iterable[str], known: list[str]) -> np.ndarray:
     return np.array([position.get(text, -1) for text in texts], np.int64)
 
 
-def _read_csv(path: Path) -> tuple[list[str], list[Line]]:
-    """Return the header and the lines below it, each as long as the header."""
+def read_csv(path: Path) -> tuple[list[str], list[Line]]:
+    """Return the header and the lines below it, each as long as the header.
+
+    Raises:
+        DataError: The file is missing, no CSV, empty, or has lines of other lengths.
+    """
     name = printable(str(path))
     if path.exists() and not path.is_file():
         raise DataError(f"manifest {name!r} is not a regular file")
@@ -89,28 +93,37 @@ def _read_csv(path: Path) -> tuple[list[str], list[Line]]:
     if set(map(len, lines)) != {len(header)}:
         odd = next(line for line in lines if len(line) != len(header))
         raise DataError(
-            f"line {_line_number(path, odd)} of manifest {name!r} has {len(odd)} cells, its header "
+            f"line {line_number(path, odd)} of manifest {name!r} has {len(odd)} cells, its header "
             f"has {len(header)}: quote cells that hold a comma"
         )
     return header, lines
 
 
-def _line_number(path: Path, wanted: Line) -> int:
+def line_number(path: Path, wanted: Line) -> int:
     """Return the number of the first line of a CSV file with these cells, counted from 1."""
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file)
         return next(reader.line_num for line in reader if line == wanted)
 
 
-def _column(header: list[str], name: str, option: str) -> int:
-    """Return where a column is."""
+def column_of(header: list[str], name: str, key: str) -> int:
+    """Return where a column is.
+
+    Args:
+        header: Names of the columns.
+        name: Of the one that is wanted.
+        key: Of the recipe, that chose it.
+
+    Raises:
+        RecipeError: There is none of that name, or several.
+    """
     if header.count(name) == 1:
         return header.index(name)
     if name in header:
         raise RecipeError(f"the manifest has several columns {name!r}: rename all but one")
     columns = ", ".join(printable(column) for column in header)
     raise RecipeError(
-        f"the manifest has no column {name!r}{did_you_mean(name, header)}; set data.{option} to "
+        f"the manifest has no column {name!r}{did_you_mean(name, header)}; set {key} to "
         f"one of: {columns}"
     )
 
@@ -119,7 +132,7 @@ def _of_split(header: list[str], lines: list[Line], split: str | None) -> list[L
     """Return the lines of a split, or all where none is asked for."""
     if split is None:
         return lines
-    column = _column(header, "split", "split")
+    column = column_of(header, "split", "data.split")
     kept = [line for line in lines if line[column].strip() == split]
     if not kept:
         known = sorted(set(_texts(lines, column)))

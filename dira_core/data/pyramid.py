@@ -76,7 +76,16 @@ def on_grid(boxes: Tensor, shapes: Tensor, size: int | Sequence[int], depths: Te
 
 
 def crop_level(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarray:
-    """Cut a box out of an image with levels and resize it, antialiased.
+    """Cut a box out of an image with levels and resize it, antialiased; see `excerpt`.
+
+    Returns:
+        (C, *size) float32 in the units of the image, of any memory layout.
+    """
+    return resize(excerpt(image, box, size), size)
+
+
+def excerpt(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarray:
+    """Cut a box out of an image, from the level just above the size it will have.
 
     Args:
         image: Its smallest level that is not smaller than the result, and on whose grid the box
@@ -85,7 +94,7 @@ def crop_level(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarr
         size: Length of every side of the result, or of each.
 
     Returns:
-        (C, *size) float32 in the units of the image, of any memory layout.
+        (C, *S) as stored, not smaller than `size` where the box is not.
     """
     edges: list[list[int]] = box.tolist()
     level, pixels = 0, image.pixels
@@ -96,7 +105,7 @@ def crop_level(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarr
             break
         level, pixels = level + 1, smaller
     inside = (slice(a >> level, b >> level) for a, b in edges)
-    return resize(pixels[(slice(None), *inside)], size)
+    return pixels[(slice(None), *inside)]
 
 
 def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None:

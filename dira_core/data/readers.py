@@ -101,7 +101,7 @@ def inspect(
 ) -> tuple[Image, Decoded]:
     """Read as `read` does, and return what the decoder found as well."""
     try:
-        decoded = _decoded_path(path, window, first_of_4d)
+        decoded = decode_path(path, window, first_of_4d)
     except (OSError, ValueError) as error:
         raise DataError(_cause(error)) from None  # the error's text holds the path
     if spacing is not None:
@@ -120,7 +120,8 @@ def read_bytes(data: bytes, window: Window) -> Image:
     return to_image(decode(BytesIO(data), len(data), voi=window == "auto"), window)
 
 
-def _decoded_path(path: Path, window: Window, first_of_4d: bool) -> Decoded:
+def decode_path(path: Path, window: Window, first_of_4d: bool) -> Decoded:
+    """Decode a file or a folder of slices; raises as `decode` does, and OSError."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
         return _guarded(lambda: _decode_folder(path))

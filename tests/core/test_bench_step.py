@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,7 +25,8 @@ from dira_core.trio import Trio
 
 @pytest.fixture(scope="module", autouse=True)
 def _kit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with kit(tmp_path_factory.mktemp("kit")):
+    with kit(tmp_path_factory.mktemp("kit")), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
         yield
 
 

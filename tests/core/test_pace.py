@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from parts import small_settings, small_trio
 
 from dira_core import pace
@@ -27,9 +28,9 @@ def trainer(step: int = 0, waited: float = 0.0, viewed: float = 0.0, *spent: flo
     loader = SimpleNamespace(batch_size=4, spent=Making(*spent))
     settings = SimpleNamespace(train=SimpleNamespace(accumulate=2))
     seconds = {"waited": waited, "viewed": viewed}
-    return SimpleNamespace(
-        step=step, loader=loader, settings=settings, images_per_step=16, **seconds
-    )
+    precision = SimpleNamespace(device=torch.device("cpu"))
+    given = {"loader": loader, "settings": settings, "precision": precision}
+    return SimpleNamespace(step=step, images_per_step=16, **given, **seconds)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "folder": {"path": "somewhere"},
     "manifest": {"path": "somewhere.csv"},
     "cache": {"path": "somewhere"},
+    "shards": {"path": "somewhere"},
 }
 
 ZOO = """

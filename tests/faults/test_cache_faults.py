@@ -48,7 +48,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 class Slow(TinySource):
     def read(self, index: int) -> Image:
-        time.sleep(0.001)
+        time.sleep(0.003)
         return super().read(index)
 
 

@@ -31,6 +31,8 @@ CANARIES = {
     "StudyInstanceUID": "1.2.3.CANARY",
     "AccessionNumber": "CANARY-ACC",
 }
+STAND_INS = {"ate": "19700101", "UID": "1.2.3.4.5.67"}
+"""What pydicom writes without a complaint, as long as what takes its place."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -53,7 +55,7 @@ def dicom(path: Path, number: int) -> None:
     dataset.PixelData = pixels.tobytes()
     dataset["PixelData"].VR = "OB"
     for name in CANARIES:
-        setattr(dataset, name, "19700101" if name.endswith("Date") else "x" * 12)
+        setattr(dataset, name, STAND_INS.get(name[-3:], "x" * 12))
     dataset.save_as(path, enforce_file_format=True)
 
 
@@ -64,7 +66,7 @@ def images(folder: Path) -> Path:
         path = folder / f"{number}.dcm"
         dicom(path, number)
         data = path.read_bytes().replace(b"x" * 12, b"CANARY^JANE ")
-        data = data.replace(b"19700101", b"CANARY01")
+        data = data.replace(b"19700101", b"CANARY01").replace(b"1.2.3.4.5.67", b"1.2.3.CANARY")
         if number % 8 == 3:
             data = data[: len(data) * 3 // 4]
         path.write_bytes(data)

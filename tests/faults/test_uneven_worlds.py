@@ -113,15 +113,23 @@ def images_of(notes: Path) -> list[set[int]]:
 
 
 @pytest.mark.usefixtures("_kit")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_then_one_then_three_processes_see_the_same_images_in_the_same_steps(
-    tmp_path: Path,
+    tmp_path: Path, strategy: str
 ) -> None:
     values = {
         "data": {"name": "small-set", "n": 30},
         "backbone": "small-net",
         "restorer": {"name": "unet", "widths": [8, 8, 8]},
         "views": {"size": 16},
-        "train": {"epochs": 2, "batch_size": 3, "processes": 2, "precision": "fp32"},
+        "train": {
+            "epochs": 2,
+            "batch_size": 3,
+            "processes": 2,
+            "precision": "fp32",
+            "sync_norm": True,
+            "strategy": strategy,
+        },
         "log": {"every": 1, "probe": False},
     }
     recipe, folder = resolve([Layer("test", values)]).recipe, tmp_path / "run"
@@ -145,7 +153,7 @@ def test_two_then_one_then_three_processes_see_the_same_images_in_the_same_steps
         for place in (tmp_path / "whole", folder)
     )
     assert first[:3] == second[:3]
-    assert second == pytest.approx(first, rel=0.05)  # batch norms see batches of other sizes
+    assert second == pytest.approx(first, rel=1e-4)
 
 
 def test_a_second_pair_of_processes_in_a_folder_is_refused_as_a_whole(tmp_path: Path) -> None:

@@ -1,0 +1,239 @@
+"""The targets that any labelled set can be written as: a CSV file, or images and masks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dira_core.builtins import CsvOptions, MasksOptions, VolumeOptions
+from dira_core.data import Window
+from dira_core.data.folder import FileSource, FolderSource, printable
+from dira_core.data.manifest import column_of, line_number, read_csv
+from dira_core.data.readers import decode_path
+from dira_core.errors import DataError, RecipeError, did_you_mean
+from dira_core.targets import Labels, Masks
+
+Array = np.ndarray[Any, Any]
+
+
+class Table:
+    """The lines of a CSV file of a target, by column.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.header, self.lines = read_csv(path)
+
+    def column(self, name: str, key: str) -> list[str]:
+        """Return the cells of a column; `key` of the target's options chose it."""
+        place = column_of(self.header, name, f"target.{key}")
+        return [line[place].strip() for line in self.lines]
+
+    def keep(self, wanted: Sequence[bool]) -> None:
+        """Leave out the other lines."""
+        self.lines = [line for line, keep in zip(self.lines, wanted, strict=True) if keep]
+
+    def files(self, name: str, window: Window) -> FileSource:
+        """Return the images that a column names.
+
+        Raises:
+            DataError: A line names none.
+        """
+        paths = self.column(name, "image")
+        if "" in paths:
+            number = line_number(self.path, self.lines[paths.index("")])
+            raise DataError(f"line {number} names no image: give it a path")
+        return FileSource(self.path.parent, paths, VolumeOptions(window=window), Counter())
+
+    def split(self, name: str | None) -> list[str] | None:
+        """Return the split column, where the file has it."""
+        if name is None or (name == "split" and name not in self.header):
+            return None
+        return self.column(name, "split")
+
+    def patients(self, name: str | None, images: Sequence[str]) -> list[str]:
+        """Return who each image shows: of lines without a patient, the image's own path."""
+        if name is None or (name == "patient" and name not in self.header):
+            return [f"image {image}" for image in images]
+        cells = self.column(name, "patient")
+        return [
+            f"patient {cell}" if cell else f"image {image}"
+            for cell, image in zip(cells, images, strict=True)
+        ]
+
+
+def csv_labels(options: CsvOptions, window: Window) -> Labels:
+    """Read labelled images from a CSV file.
+
+    Raises:
+        DataError: The file, or a label in it, cannot be read.
+        RecipeError: A column or a class does not exist, or no label column is named.
+    """
+    table = Table(options.path)
+    if (options.label is None) == (not options.labels):
+        columns = ", ".join(map(printable, table.header))
+        raise RecipeError(
+            "name the column of the class (--set target.label=COLUMN), or columns of 0 and 1 "
+            f'(--set target.labels=\'["A", "B"]\'); the file has: {columns}'
+        )
+    if options.label is not None:
+        cells = table.column(options.label, "label")
+        classes = _classes(cells, options.classes)
+        table.keep([cell in classes for cell in cells])
+        labels = np.array([[cell == name for name in classes] for cell in cells if cell in classes])
+    else:
+        classes = list(options.labels)
+        columns_of = [table.column(name, "labels") for name in classes]
+        labels = np.array(
+            [[_binary(cell) for cell in row] for row in zip(*columns_of, strict=True)]
+        )
+        table.keep(~np.isnan(labels).all(1))
+        labels = labels[~np.isnan(labels).all(1)]
+    source = table.files(options.image, window)
+    return Labels(
+        source,
+        tuple(classes),
+        table.split(options.split),
+        table.patients(options.patient, source.paths),
+        labels.astype(np.float64),
+        options.label is not None,
+    )
+
+
+def _classes(cells: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
+    """Return the classes of a column: those asked for, or all there are."""
+    known = sorted(set(cells) - {""})
+    for name in wanted or ():
+        if name not in known:
+            raise RecipeError(
+                f"target.classes: no line has the label {name!r:.60}{did_you_mean(name, known)}; "
+                f"there are: {', '.join(map(printable, known[:10]))}"
+            )
+    chosen = list(wanted or known)
+    if len(chosen) < 2:
+        raise RecipeError(
+            f"a label needs two classes and more, this one has {len(chosen)}: choose another "
+            "column (target.label), or a column of 0 and 1 (target.labels)"
+        )
+    return chosen
+
+
+def _binary(cell: str) -> float:
+    try:
+        value = float(cell) if cell else float("nan")
+    except ValueError:
+        value = 2.0
+    if value not in (0.0, 1.0) and value == value:
+        raise DataError(
+            f"a column of target.labels holds {cell!r:.60}: it takes 0, 1 and nothing (not known); "
+            "a column of names goes to target.label"
+        )
+    return value
+
+
+@dataclass(frozen=True)
+class FileMasks(Masks):
+    """Masks in image files.
+
+    Attributes:
+        files: Of the masks, in the order of the images.
+        values: Pixel values of each class; one class without a value takes all but 0 and `ignore`.
+        ignore: Pixel value of what does not count, or None.
+    """
+
+    files: Sequence[Path]
+    values: Mapping[str, int]
+    ignore: int | None
+
+    def mask(self, index: int) -> tuple[Array, Array]:
+        """Read and tell classes apart; raises as the base class says."""
+        pixels = mask_pixels(self.files[index])
+        known = np.ones(pixels.shape, bool) if self.ignore is None else pixels != self.ignore
+        if not self.values:
+            return ((pixels != 0) & known)[None], known
+        return np.stack([pixels == value for value in self.values.values()]), known
+
+
+def mask_pixels(path: Path) -> Array:
+    """Read a mask as it is stored, (*S): no window, and empty ones are welcome.
+
+    Axes of a volume are turned as those of its image.
+
+    Raises:
+        DataError: It cannot be read, or is a colour picture.
+    """
+    try:
+        pixels = decode_path(path, "full", first_of_4d=False).pixels
+    except (OSError, DataError) as error:
+        reason = str(error) if isinstance(error, DataError) else (error.strerror or "").lower()
+        raise DataError(
+            f"mask {printable(path.name)!r}: {reason}: mend it, or leave it out"
+        ) from None
+    if len(pixels) > 1 and not (pixels == pixels[:1]).all():
+        raise DataError(
+            f"mask {printable(path.name)!r} is a colour picture: save it with one channel, whose "
+            "values are the classes"
+        )
+    plane: Array = pixels[0]
+    return plane
+
+
+def file_masks(options: MasksOptions, window: Window) -> FileMasks:
+    """Read images with masks: two folders with the same names, or two columns of a CSV file.
+
+    Raises:
+        DataError: A file is missing, or no image has a mask.
+        RecipeError: A column does not exist, or the folder of masks is not said.
+    """
+    classes = tuple(options.classes) or ("foreground",)
+    if options.path.is_dir():
+        source, files = _paired(options, window)
+        images: Sequence[str] = source.paths
+        split, patients = None, [f"image {image}" for image in images]
+    else:
+        table = Table(options.path)
+        table.keep([bool(cell) for cell in table.column(options.mask, "mask")])
+        if not table.lines:
+            raise DataError(f"no line has a mask in column {options.mask!r}: fill in some paths")
+        source = table.files(options.image, window)
+        files = [table.path.parent / cell for cell in table.column(options.mask, "mask")]
+        split = table.split(options.split)
+        patients = table.patients(options.patient, source.paths)
+    return FileMasks(source, classes, split, patients, files, options.classes, options.ignore)
+
+
+def _paired(options: MasksOptions, window: Window) -> tuple[FileSource, list[Path]]:
+    """Pair the images of a folder with the masks of another by their paths without suffix."""
+    from dira_core.builtins import FolderOptions
+
+    if options.masks is None:
+        raise RecipeError(
+            "a folder of images needs the folder of their masks: --set target.masks=FOLDER"
+        )
+    images = FolderSource(FolderOptions(path=options.path))
+    masks = FolderSource(FolderOptions(path=options.masks))
+    place = {_stem(path): masks.path(i) for i, path in enumerate(masks.paths)}
+    paired = [path for path in images.paths if _stem(path) in place]
+    if not paired:
+        raise DataError(
+            f"no image of {printable(str(options.path))!r} has a mask of its name in "
+            f"{printable(str(options.masks))!r}: name them alike (a/1.png and a/1.png)"
+        )
+    source = FileSource(options.path, paired, VolumeOptions(window=window), Counter())
+    return source, [place[_stem(path)] for path in paired]
+
+
+def _stem(path: str) -> str:
+    """Return a path without its suffix, which may be .nii.gz."""
+    return str(Path(path.removesuffix(".gz")).with_suffix(""))

@@ -1,0 +1,1 @@
+"""One self-contained page about a run or a study: no script, no request, every name escaped."""

@@ -1,0 +1,266 @@
+"""What the transfers of a study found: collected, written down, compared."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dira_core.errors import DataError
+from dira_core.study.jobs import RESULT, TRANSFER, Cell, Job
+from dira_core.study.localized import placed
+from dira_core.study.plan import Arm, Metric, Study
+from dira_core.study.statistics import (
+    Array,
+    hedges_g,
+    holm,
+    interval,
+    resampled,
+    t_test,
+    weighted_auc,
+    weighted_mean,
+)
+
+DRAWS = 2000
+"""Bootstrap draws of an interval."""
+
+AT_ONCE = 200
+"""Draws held in memory: of 25,000 images, 40 MB."""
+
+Place = tuple[str, str, float]
+"""Target, way and fraction: what arms are compared within."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one transfer scored, with one kind of features.
+
+    Attributes:
+        cell: Where in the grid.
+        features: "fine-tune", or "plain" and "re-measured" of the frozen ways.
+        scores: By name; None where not defined.
+        predictions: The table of its test images.
+        images: Test images that pretraining saw; None where not known.
+        seconds: It took.
+    """
+
+    cell: Cell
+    features: str
+    scores: Mapping[str, float | None]
+    predictions: Path
+    images: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What tables show of one set of weights at one place: the metric of each seed.
+
+    Attributes:
+        recipe: Name of the pretraining; empty for `random` and `imagenet`.
+        arm: What was pretrained.
+        values: By seed, in percent.
+        draws: Mean over seeds for each bootstrap draw of test patients, in percent.
+    """
+
+    recipe: str
+    arm: Arm
+    values: tuple[float, ...]
+    draws: Array
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm against another at one place; differences in percent, positive is better.
+
+    Attributes:
+        interval: Of the difference, over test patients, with weights and seeds as they are.
+        p: Of the t-test over seeds; corrected over all comparisons of the study in `p_holm`.
+        g: Hedges' g over seeds.
+    """
+
+    recipe: str
+    arm: Arm
+    against: Arm
+    target: str
+    way: str
+    fraction: float
+    difference: float
+    interval: tuple[float, float] | None
+    p: float | None
+    p_holm: float | None
+    g: float | None
+
+
+def collect(jobs: Sequence[Job], study: Path) -> list[Outcome]:
+    """Read the results of all transfers that are done."""
+    found = []
+    for job in jobs:
+        if job.cell is None or not job.done(study):
+            continue
+        result = json.loads((job.folder(study) / RESULT).read_text())
+        for features, scores in result["scores"].items():
+            tuned = features == "fine-tune"
+            table = "predictions.csv" if tuned else f"predictions-{features}.csv"
+            found.append(
+                Outcome(
+                    job.cell,
+                    features,
+                    {**dict(flat(scores)), **placed(result.get("localization", {}))},
+                    job.folder(study) / TRANSFER / table,
+                    result["pretraining"]["images"],
+                    result["seconds"],
+                )
+            )
+    return found
+
+
+def flat(scores: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
+    """Yield each number of a transfer's scores, by name."""
+    for name, score in scores.items():
+        if isinstance(score, Mapping) and "mean" in score:
+            yield name, score["mean"]
+            yield from ((f"{name} {of}", value) for of, value in score["by_class"].items())
+        elif isinstance(score, float | int) and not isinstance(score, bool):
+            yield name, float(score)
+
+
+def csv_text(outcomes: Sequence[Outcome]) -> str:
+    """Return all scores as the text of a CSV file, a line for each number."""
+    file = io.StringIO(newline="")
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*asdict(outcomes[0].cell), "features", "score", "value"] if outcomes else [])
+    for outcome in outcomes:
+        for name, value in outcome.scores.items():
+            cells = [*asdict(outcome.cell).values(), outcome.features, name]
+            writer.writerow([*cells, "" if value is None else f"{value:.6g}"])
+    return file.getvalue()
+
+
+def entries(
+    study: Study, jobs: Sequence[Job], outcomes: Sequence[Outcome]
+) -> dict[Place, list[Entry]]:
+    """Return what the tables show, by place; weights with a seed missing are left out.
+
+    Raises:
+        DataError: Transfers of one place met other test images.
+    """
+    grouped: dict[Place, dict[tuple[str, Arm], list[Outcome]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for outcome in outcomes:
+        cell, task = outcome.cell, study.targets[outcome.cell.target]
+        if outcome.features in ("fine-tune", task.features):
+            of = grouped[cell.target, cell.way, cell.fraction]
+            of[cell.recipe, cell.arm].append(outcome)
+    wanted = Counter(replace(job.cell, seed=0) for job in jobs if job.cell is not None)
+    found: dict[Place, list[Entry]] = {}
+    for place, arms in grouped.items():
+        images: list[str] = []
+        for (recipe, arm), seeds in arms.items():
+            metric = metric_of(study, seeds[0])
+            values = [outcome.scores.get(metric) for outcome in seeds]
+            if len(seeds) < wanted[replace(seeds[0].cell, seed=0)] or None in values:
+                continue
+            tables = [Predictions(outcome.predictions) for outcome in seeds]
+            images = images or tables[0].images
+            if any(table.images != images for table in tables):
+                raise DataError(
+                    f"{place[0]}: transfers met different test images, the data changed meanwhile: "
+                    "use another --out"
+                )
+            classes = [name for name in seeds[0].scores if name.startswith(f"{metric} ")]
+            scored = [name.removeprefix(f"{metric} ") for name in classes]
+            draws = np.mean([table.draws(metric, scored) for table in tables], 0)
+            known = tuple(100 * value for value in values if value is not None)
+            found.setdefault(place, []).append(Entry(recipe, arm, known, 100 * draws))
+    return found
+
+
+def metric_of(study: Study, outcome: Outcome) -> Metric:
+    """Return what tables show of a target."""
+    by_kind: Metric = "auc" if "auc" in outcome.scores else "dice_per_image"
+    return study.targets[outcome.cell.target].metric or by_kind
+
+
+class Predictions:
+    """The predictions of one transfer on the test images.
+
+    Args:
+        path: The CSV file that it left.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open(newline="", encoding="utf-8") as file:
+            self._rows = list(csv.DictReader(file))
+        self.images = [row["image"] for row in self._rows]
+        self._patients = [int(row["patient"]) for row in self._rows]
+
+    def draws(self, metric: Metric, scored: Sequence[str]) -> Array:
+        """Return the metric for each bootstrap draw of patients, (DRAWS,).
+
+        Args:
+            metric: Mean over classes.
+            scored: Classes that count.
+        """
+        pieces = range(DRAWS // AT_ONCE)
+        return np.concatenate(
+            [
+                self._scored(metric, scored, resampled(self._patients, AT_ONCE, seed))
+                for seed in pieces
+            ]
+        )
+
+    def _scored(self, metric: Metric, scored: Sequence[str], weights: Array) -> Array:
+        if metric == "auc":
+            mean: Array = np.mean([*self._areas(scored, weights)], 0)
+            return mean
+        name = metric.removesuffix("_per_image")
+        columns = [self._column(f"{name} {of}") for of in scored]
+        return weighted_mean(np.mean(columns, 0), weights)
+
+    def _areas(self, scored: Sequence[str], weights: Array) -> Iterator[Array]:
+        """Yield the AUC of each class that the test images show both sides of."""
+        for name in scored:
+            truth, scores = self._column(f"label {name}"), self._column(f"score {name}")
+            known = np.isfinite(truth)
+            if len(np.unique(truth[known])) == 2:
+                yield weighted_auc(truth[known], scores[known], weights[:, known])
+
+    def _column(self, name: str) -> Array:
+        return np.array([float(row[name] or "nan") for row in self._rows])
+
+
+def comparisons(found: Mapping[Place, Sequence[Entry]]) -> list[Comparison]:
+    """Compare every arm with those before it, at each place; p is corrected over all of them."""
+    compared = [
+        _compared(place, entry, other)
+        for place, several in found.items()
+        for other, entry in itertools.combinations(several, 2)
+        if not other.recipe or other.recipe == entry.recipe
+    ]
+    tested = [each.p for each in compared if each.p is not None]
+    corrected = iter(holm(tested))
+    return [each if each.p is None else replace(each, p_holm=next(corrected)) for each in compared]
+
+
+def _compared(place: Place, entry: Entry, other: Entry) -> Comparison:
+    return Comparison(
+        entry.recipe,
+        entry.arm,
+        other.arm,
+        *place,
+        float(np.mean(entry.values) - np.mean(other.values)),
+        interval(entry.draws - other.draws),
+        t_test(entry.values, other.values),
+        None,
+        hedges_g(entry.values, other.values),
+    )

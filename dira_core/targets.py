@@ -1,0 +1,60 @@
+"""Labelled tasks to transfer to: what a target hands over, whatever layout it was read from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dira_core.roles import Source
+
+
+@dataclass(frozen=True)
+class Labelled(ABC):
+    """Labelled images of either kind.
+
+    Attributes:
+        source: The images.
+        classes: What is told apart, K names.
+        split: "train", "validation", "test" or nothing for each image; None where the set has no
+            split of its own.
+        patients: Who each image shows; an image of its own where nobody knows.
+        notes: What was found, and what was left out and why; a line each.
+    """
+
+    source: Source
+    classes: Sequence[str]
+    split: Sequence[str] | None
+    patients: Sequence[str]
+    notes: Sequence[str] = field(default=(), kw_only=True)
+
+
+@dataclass(frozen=True)
+class Labels(Labelled):
+    """Images with labels: classification.
+
+    Attributes:
+        labels: (N, K) float of 0 and 1, NaN where not known; between them only in training images.
+        exclusive: Whether an image has exactly one of the classes.
+        scored: The classes whose mean is the task's score; all of them where it is None.
+    """
+
+    labels: np.ndarray[Any, Any]
+    exclusive: bool
+    scored: Sequence[str] | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True)
+class Masks(Labelled, ABC):
+    """Images with masks: segmentation."""
+
+    @abstractmethod
+    def mask(self, index: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return the masks of image `index`, (K, *S) bool, and which pixels count, (*S) bool.
+
+        Raises:
+            DataError: They cannot be read.
+        """

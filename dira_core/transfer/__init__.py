@@ -1,0 +1,1 @@
+"""What pretrained weights are worth: labelled tasks, three ways to use them, honest scores."""

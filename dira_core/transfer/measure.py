@@ -1,0 +1,198 @@
+"""One transfer from weights to scores, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dira_core import toml
+from dira_core.build import repeatable
+from dira_core.errors import DataError, RunFolderError
+from dira_core.files import write_atomic, writing
+from dira_core.lock import Lock
+from dira_core.plugins import make
+from dira_core.targets import Labelled, Labels
+from dira_core.transfer import extra
+from dira_core.transfer.finetune import STATE
+from dira_core.transfer.leaks import Overlap, overlap
+from dira_core.transfer.networks import start
+from dira_core.transfer.plan import Plan
+from dira_core.transfer.scoring import csv_text
+from dira_core.transfer.splits import Split, split
+from dira_core.transfer.ways import Said, predictions, table_name
+
+RESULT, PLAN, ASKED, LOCK = "result.json", "plan.toml", "asked.json", "transfer.lock"
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """How a transfer ended.
+
+    Attributes:
+        folder: Holds result.json and the predictions.
+        result: What result.json says: scores, numbers of images, prevalence, provenance.
+    """
+
+    folder: Path
+    result: dict[str, Any]
+
+
+def measure_transfer(
+    weights: str | Path, plan: Plan, folder: Path, said: Said | None = None
+) -> Transferred:
+    """Measure what weights are worth on a labelled task.
+
+    A folder that holds this very transfer is continued: what is finished is not done again, and a
+    fine-tuning goes on after the last epoch it saved.
+
+    Args:
+        weights: A run folder, a file, "imagenet", "random" or "random:SEED".
+        plan: From `transfer_plan`.
+        folder: Where results go; made when it is not there.
+        said: Takes lines for whoever watches; nobody by default.
+
+    Raises:
+        DiraError: Something a user can mend.
+    """
+    extra.require()
+    said = said or (lambda line: None)
+    began = time.monotonic()
+    begun = start(str(weights), plan)
+    target: Labelled = make("target", plan.target, begun.prepare.window)
+    labels = target.labels if isinstance(target, Labels) else None
+    parts = split(target.split, target.patients, labels, plan.fraction, plan.split_seed)
+    if labels is not None:
+        check_truth(labels[parts.test])
+    if plan.way != "fine-tune":  # nothing to stop early
+        parts = replace(parts, train=parts.fit, validation=parts.validation[:0])
+    asked: dict[str, Any] = {
+        "plan": plan.model_dump(mode="json"),
+        "weights": dict(begun.provenance),
+        "images": target.source.fingerprint(),
+    }
+    with owned(folder):
+        if known := finished(folder, asked):
+            said(f"{folder} is done already")
+            return Transferred(folder, known)
+        write_atomic(folder / PLAN, toml.write(asked["plan"]).encode())
+        write_atomic(folder / ASKED, json.dumps(asked, indent=1).encode())
+        for note in target.notes:
+            said(note)
+        for name, n in sizes(target, parts).items():
+            said(f"{name:12}{n}")
+        untrained = not begun.provenance["sha256"]
+        seen = (
+            Overlap(0, untrained=True)
+            if untrained
+            else overlap(str(weights), target.source, parts.test)
+        )
+        said(seen.line())
+        if plan.seen == "refuse":
+            seen.check()
+        if plan.deterministic:
+            repeatable()
+        predicted, notes = predictions(begun, target, parts, plan, folder, said)
+        result = {
+            **asked,
+            "network": begun.network(),
+            "classes": list(target.classes),
+            "target_notes": list(target.notes),
+            "parts": described(target, parts),
+            "scores": {name: each.scores for name, each in predicted.items()},
+            **notes,
+            "pretraining": seen.record(),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        for name, each in predicted.items():
+            write_atomic(folder / table_name(name, plan), csv_text(each).encode())
+        write_atomic(folder / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
+        (folder / STATE).unlink(missing_ok=True)
+    return Transferred(folder, result)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Lock a folder of a transfer while the context lasts; it is made when it is not there."""
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file: use another --out")
+    lock = Lock(folder / LOCK)
+    with writing(folder, 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the result of this very transfer, if the folder holds it.
+
+    Raises:
+        RunFolderError: It holds another transfer, or something else.
+    """
+    foreign = [p.name for p in folder.iterdir() if p.name != LOCK and p.suffix != ".tmp"]
+    if not foreign:
+        return None
+    if not (folder / ASKED).is_file():
+        raise RunFolderError(f"{folder} holds something else than a transfer: use another --out")
+    before = json.loads((folder / ASKED).read_text())
+    changed = [key for key in asked if before.get(key) != asked[key]]
+    if changed:
+        raise RunFolderError(
+            f"{folder} holds another transfer (different: {', '.join(changed)}): use another --out"
+        )
+    path = folder / RESULT
+    result: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    return result
+
+
+def check_truth(labels: np.ndarray[Any, Any]) -> None:
+    """Refuse test labels that are neither known nor unknown.
+
+    Raises:
+        DataError: One lies between 0 and 1.
+    """
+    soft = int(((labels > 0) & (labels < 1)).any(1).sum())
+    if soft:
+        raise DataError(
+            f"{soft} test images have labels between 0 and 1: only training images may; move them "
+            "there, or choose how uncertain labels count"
+        )
+
+
+def sizes(target: Labelled, parts: Split) -> dict[str, str]:
+    """Return the number of images and patients of each part, in words."""
+    return {
+        name: f"{each['images']} images of {each['patients']} patients"
+        for name, each in described(target, parts).items()
+        if each["images"]
+    }
+
+
+def described(target: Labelled, parts: Split) -> dict[str, dict[str, Any]]:
+    """Return images, patients and the prevalence of each class, by part."""
+    return {
+        "train": _part(target, parts.train),
+        "validation": _part(target, parts.validation),
+        "test": _part(target, parts.test),
+    }
+
+
+def _part(target: Labelled, positions: np.ndarray[Any, Any]) -> dict[str, Any]:
+    patients = len({target.patients[i] for i in positions})
+    found: dict[str, Any] = {"images": len(positions), "patients": patients}
+    if isinstance(target, Labels):
+        columns = zip(target.classes, target.labels[positions].T, strict=True)
+        found["prevalence"] = {
+            name: float(np.nanmean(column)) if not np.isnan(column).all() else None
+            for name, column in columns
+        }
+    return found

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dira_core.builtins import CsvOptions, MasksOptions
+from dira_core.data.labelled import csv_labels, file_masks
+from dira_core.errors import DataError, RecipeError
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "labels.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_column_of_names_makes_classes_that_exclude_each_other(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "image,kind,who,split\na.png,x,1,train\nb.png,y,1,train\nc.png,,,\nd.png,z,,test\n",
+    )
+    found = csv_labels(CsvOptions(path=path, label="kind", patient="who"), "auto")
+    assert found.classes == ("x", "y", "z")
+    assert found.exclusive
+    assert found.labels.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    assert found.patients == ["patient 1", "patient 1", "image d.png"]
+    assert found.split == ["train", "train", "test"]
+    assert [found.source.name(i) for i in range(3)] == ["a.png", "b.png", "d.png"]
+
+
+def test_classes_choose_lines_and_their_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,kind\na.png,x\nb.png,y\nd.png,z\n")
+    options = CsvOptions(path=path, label="kind", classes=("z", "x"))
+    found = csv_labels(options, "auto")
+    assert found.labels.tolist() == [[0, 1], [1, 0]]
+    assert found.split is None
+    assert found.patients == ["image a.png", "image d.png"]
+
+
+def test_columns_of_zero_and_one_may_be_empty_and_lines_without_any_are_left_out(
+    tmp_path: Path,
+) -> None:
+    path = write(tmp_path, "image,a,b\n1.png,1,\n2.png,,\n3.png,0.0,1\n")
+    found = csv_labels(CsvOptions(path=path, labels=("a", "b")), "auto")
+    assert not found.exclusive
+    assert np.array_equal(found.labels, [[1, np.nan], [0, 1]], equal_nan=True)
+    assert len(found.source) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "name the column of the class"),
+        ({"label": "kind", "labels": ("a",)}, "name the column of the class"),
+        ({"label": "knid"}, "no column 'knid', did you mean 'kind'?; set target.label to one of"),
+        ({"label": "kind", "classes": ("x", "w")}, "no line has the label 'w'"),
+        ({"label": "same"}, "needs two classes and more, this one has 1"),
+        ({"labels": ("kind",)}, "holds 'x': it takes 0, 1 and nothing"),
+        ({"label": "kind", "split": "part"}, "no column 'part'"),
+    ],
+)
+def test_a_file_that_does_not_fit_says_which_key_to_set(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, "image,kind,a,same\n1.png,x,1,s\n2.png,y,0,s\n")
+    with pytest.raises((RecipeError, DataError), match=re.escape(message)):
+        csv_labels(CsvOptions(path=path, **given), "auto")
+
+
+def save(path: Path, pixels: Any) -> None:
+    path.parent.mkdir(exist_ok=True, parents=True)
+    Image.fromarray(np.asarray(pixels, np.uint8)).save(path)
+
+
+def test_masks_are_told_apart_by_their_values_and_ignored_pixels_do_not_count(
+    tmp_path: Path,
+) -> None:
+    pixels = np.zeros((10, 12))
+    pixels[0], pixels[1], pixels[2] = 1, 2, 127
+    save(tmp_path / "m.png", pixels)
+    path = write(tmp_path, "image,mask\na.png,m.png\nb.png,\n")
+    options = MasksOptions(path=path, classes={"left": 1, "right": 2}, ignore=127)
+    found = file_masks(options, "auto")
+    masks, known = found.mask(0)
+    assert found.classes == ("left", "right")
+    assert len(found.source) == 1
+    assert masks.sum((1, 2)).tolist() == [12, 12]
+    assert (~known).sum() == 12
+    alone, _ = file_masks(MasksOptions(path=path, ignore=127), "auto").mask(0)
+    assert alone.sum() == 24
+
+
+def test_an_empty_mask_is_a_mask(tmp_path: Path) -> None:
+    save(tmp_path / "m.png", np.zeros((10, 10)))
+    path = write(tmp_path, "image,mask\na.png,m.png\n")
+    masks, known = file_masks(MasksOptions(path=path), "auto").mask(0)
+    assert not masks.any()
+    assert known.all()
+
+
+def test_folders_are_paired_by_name_whatever_the_suffix(tmp_path: Path) -> None:
+    for name in ("a/1", "a/2", "b/1"):
+        save(tmp_path / f"images/{name}.jpg", np.arange(400).reshape(20, 20) % 200)
+    for name in ("b/1", "a/2"):
+        save(tmp_path / f"masks/{name}.png", np.zeros((20, 20)))
+    options = MasksOptions(path=tmp_path / "images", masks=tmp_path / "masks")
+    found = file_masks(options, "auto")
+    assert [found.source.name(i) for i in range(2)] == ["a/2.jpg", "b/1.jpg"]
+    assert [path.name for path in found.files] == ["2.png", "1.png"]
+
+
+def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
+    save(tmp_path / "colour.png", np.dstack([np.zeros((9, 9)), np.ones((9, 9)), np.ones((9, 9))]))
+    path = write(tmp_path, "image,mask\na.png,colour.png\nb.png,gone.png\n")
+    found = file_masks(MasksOptions(path=path), "auto")
+    with pytest.raises(DataError, match="is a colour picture"):
+        found.mask(0)
+    with pytest.raises(DataError, match=r"mask 'gone.png': no such file"):
+        found.mask(1)
+    (tmp_path / "images").mkdir()
+    save(tmp_path / "images/1.png", np.arange(100).reshape(10, 10))
+    with pytest.raises(RecipeError, match=r"--set target.masks=FOLDER"):
+        file_masks(MasksOptions(path=tmp_path / "images"), "auto")
+    save(tmp_path / "masks/2.png", np.zeros((10, 10)))
+    with pytest.raises(DataError, match="name them alike"):
+        file_masks(MasksOptions(path=tmp_path / "images", masks=tmp_path / "masks"), "auto")

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kit import Dira
+from sklearn.metrics import roc_auc_score
+
+from dira_core import measure_transfer, transfer_plan
+from dira_core.errors import DataError, DiraError, RecipeError, RunFolderError
+from dira_core.export import build, write_parts
+from dira_core.layering import gather
+from dira_core.recipe import to_toml
+from dira_core.resolving import resolve
+from dira_core.testing import TinyBackbone
+from dira_core.transfer import finetune
+from dira_core.transfer.leaks import common
+from dira_core.transfer.measure import check_truth
+from dira_core.transfer.networks import segmenter, start
+from dira_core.transfer.plan import Plan
+from dira_core.weightfiles import Header
+
+pytestmark = pytest.mark.usefixtures("small_net")
+
+SMALL = ("backbone=small-net", "size=32", "precision=fp32", "decoder=unet", "training.batch_size=8")
+FAST = ("training.optimizer.lr=0.01", "training.crop=[0.7, 1.0]")
+"""For a network of three convolutions, and images that a small crop would leave empty."""
+
+
+def plan_of(target: str, data: Path, *more: str) -> Plan:
+    return transfer_plan(target, str(data), [*SMALL, *more])
+
+
+def labels_of(data: Path, *more: str) -> Plan:
+    return plan_of("csv", data, "target.label=finding", *more)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def pretrained(folder: Path, data: Path) -> Path:
+    """Write a run folder as far as a transfer reads it: weights of both parts, and a recipe."""
+    torch.manual_seed(1)
+    backbone = TinyBackbone()
+    chosen: dict[str, Any] = {"name": "unet"}
+    restorer = build("restorer", chosen, backbone)
+    header = Header(channels=1, size=32, backbone={"name": "small-net"}, restorer=chosen)
+    write_parts(folder / "weights", backbone, restorer, header)
+    recipe = resolve(gather(data=str(data), preset="fixed")).recipe
+    (folder / "recipe.toml").write_text(to_toml(recipe))
+    return folder
+
+
+@pytest.mark.parametrize("way", ["linear", "knn"])
+def test_frozen_features_are_scored_twice_and_predictions_give_the_same_scores(
+    way: str, labelled: Path, tmp_path: Path
+) -> None:
+    done = measure_transfer("random:3", labels_of(labelled, f"way={way}"), tmp_path / "out")
+    found = json.loads((tmp_path / "out/result.json").read_text())
+    assert found == done.result
+    assert found["weights"]["weights"] == "random:3"
+    assert found["parts"]["train"] == {
+        "images": 32,
+        "patients": 16,
+        "prevalence": {"bright": 0.5, "dim": 0.5},
+    }
+    assert found["parts"]["test"]["images"] == 16
+    for name in ("plain", "re-measured"):
+        table = rows(tmp_path / f"out/predictions-{name}.csv")
+        truth = [float(row["label bright"]) for row in table]
+        scores = [float(row["score bright"]) for row in table]
+        assert len(table) == 16
+        auc = found["scores"][name]["auc"]["by_class"]["bright"]
+        assert roc_auc_score(truth, scores) == pytest.approx(auc)
+        assert auc > 0.8
+
+
+def test_fine_tuning_learns_stops_by_itself_and_repeats_bit_for_bit(
+    labelled: Path, tmp_path: Path
+) -> None:
+    plan = labels_of(labelled, "training.epochs=40", "training.patience=4", *FAST)
+    lines: list[str] = []
+    one = measure_transfer("random:0", plan, tmp_path / "1", lines.append).result
+    two = measure_transfer("random:0", plan, tmp_path / "2").result
+    assert one["scores"] == two["scores"]
+    assert one["training"] == two["training"]
+    course = one["training"]
+    assert course["epochs"] in (40, course["best_epoch"] + 4)
+    validation = [epoch["validation"] for epoch in course["history"]]
+    assert course["best_epoch"] == 1 + int(np.argmin(validation))
+    assert min(validation) < validation[0]
+    assert one["parts"]["validation"]["images"] == 4
+    same = (tmp_path / "1/predictions.csv").read_bytes()
+    assert (tmp_path / "2/predictions.csv").read_bytes() == same
+    assert not (tmp_path / "1" / finetune.STATE).exists()
+    assert any("best so far" in line for line in lines)
+
+
+def test_a_killed_fine_tuning_goes_on_and_ends_as_one_that_was_not(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "SAVE_SECONDS", 0.0)
+    plan = labels_of(labelled, "training.epochs=6", "training.plateau=1", "seed=5")
+    whole = measure_transfer("random:0", plan, tmp_path / "whole").result
+
+    def killed(line: str) -> None:
+        if line.startswith("epoch 4 "):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure_transfer("random:0", plan, tmp_path / "out", killed)
+    lines: list[str] = []
+    again = measure_transfer("random:0", plan, tmp_path / "out", lines.append).result
+    assert "goes on after epoch 3" in lines
+    assert again["training"] == whole["training"]
+    assert again["scores"] == whole["scores"]
+
+
+def test_what_is_finished_is_not_done_again_and_another_transfer_needs_another_folder(
+    labelled: Path, tmp_path: Path
+) -> None:
+    plan, folder = labels_of(labelled, "way=knn"), tmp_path / "out"
+    first = measure_transfer("random", plan, folder)
+    lines: list[str] = []
+    assert measure_transfer("random", plan, folder, lines.append) == first
+    assert lines == [f"{folder} is done already"]
+    other = labels_of(labelled, "way=knn", "k=3")
+    with pytest.raises(RunFolderError, match=r"another transfer \(different: plan\)"):
+        measure_transfer("random", other, folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("x")
+    with pytest.raises(RunFolderError, match="something else than a transfer"):
+        measure_transfer("random", plan, tmp_path / "mine")
+
+
+def test_a_fraction_changes_the_training_part_alone(labelled: Path, tmp_path: Path) -> None:
+    whole, part = (
+        measure_transfer(
+            "random", labels_of(labelled, "way=knn", f"fraction={f}"), tmp_path / str(f)
+        ).result["parts"]
+        for f in (1.0, 0.25)
+    )
+    assert part["test"] == whole["test"]
+    assert 0 < part["train"]["images"] < whole["train"]["images"] / 2
+
+
+def test_labels_in_columns_are_fine_tuned_one_by_one(labelled: Path, tmp_path: Path) -> None:
+    plan = plan_of("csv", labelled, 'target.labels=["bright"]', "training.epochs=25", *FAST)
+    found = measure_transfer("random:0", plan, tmp_path / "out").result
+    assert list(found["scores"]["fine-tune"]["auc"]["by_class"]) == ["bright"]
+    assert found["scores"]["fine-tune"]["auc"]["mean"] > 0.8
+
+
+def test_masks_are_learned_and_their_scores_are_those_of_the_images(
+    labelled: Path, tmp_path: Path
+) -> None:
+    plan = plan_of("masks", labelled, "training.epochs=15", "training.optimizer.lr=0.01")
+    found = measure_transfer("random:0", plan, tmp_path / "out").result
+    scores = found["scores"]["fine-tune"]
+    assert scores["dice_global"]["mean"] > 0.7
+    table = rows(tmp_path / "out/predictions.csv")
+    mean = np.mean([float(row["dice foreground"]) for row in table])
+    assert scores["dice_per_image"]["mean"] == pytest.approx(mean, abs=1e-5)
+    assert scores["hd95_px"]["mean"] is not None
+    assert found["decoder"] == "starts afresh, no weights for it"
+
+
+def test_a_decoder_is_taken_over_but_for_its_last_layer(labelled: Path, tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "run", labelled)
+    plan = transfer_plan("masks", str(labelled))
+    network, said = segmenter(start(str(run), plan), 1, plan)
+    before = start(str(run), plan).decoder
+    now = network.decoder.state_dict()
+    differing = {name for name in before if not torch.equal(before[name], now[name])}
+    assert differing == {"head.weight"}  # both biases start at 0
+    assert said.endswith("its last layer starts afresh")
+    three, _ = segmenter(start(str(run), plan), 3, plan)
+    assert three.eval()(torch.rand(2, 1, 32, 32)).shape == (2, 3, 32, 32)
+    assert torch.equal(
+        three.decoder.state_dict()["blocks.0.conv1.0.weight"], now["blocks.0.conv1.0.weight"]
+    )
+
+
+def test_the_result_says_which_weights_and_which_recipe(labelled: Path, tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "run", labelled)
+    plan = transfer_plan("csv", str(labelled), ["target.label=finding", "way=knn"])
+    found = measure_transfer(run, plan, tmp_path / "out").result["weights"]
+    assert found["backbone"] == "small-net"
+    assert set(found["sha256"]) == {"backbone.safetensors", "restorer.safetensors"}
+    assert len(found["recipe_sha256"]) == 64
+
+
+def test_test_images_seen_in_pretraining_are_counted(labelled: Path, tmp_path: Path) -> None:
+    run = pretrained(tmp_path / "run", labelled)
+    plan = transfer_plan("csv", str(labelled), ["target.label=finding", "way=knn"])
+    lines: list[str] = []
+    found = measure_transfer(run, plan, tmp_path / "out", lines.append).result["pretraining"]
+    assert found == {"images": 16, "why_not": "", "untrained": False}
+    assert "WARNING: pretraining saw 16 of the test images" in lines
+    renamed = resolve(gather(data="phantom", preset="fixed")).recipe
+    (run / "recipe.toml").write_text(to_toml(renamed))
+    other = measure_transfer(run, plan, tmp_path / "other").result["pretraining"]
+    assert other["images"] is None
+
+
+def test_test_images_seen_in_pretraining_are_refused_before_any_work(
+    labelled: Path, tmp_path: Path
+) -> None:
+    run = pretrained(tmp_path / "run", labelled)
+    given = ["target.label=finding", "way=knn", "seen=refuse"]
+    plan = transfer_plan("csv", str(labelled), given)
+    lines: list[str] = []
+    with pytest.raises(DataError, match="pretraining saw 16 of the test images"):
+        measure_transfer(run, plan, tmp_path / "out", lines.append)
+    assert not any("done" in line for line in lines)
+    plan = transfer_plan("csv", str(labelled), [*given, "backbone=small-net", "size=32"])
+    untrained = measure_transfer("random:0", plan, tmp_path / "untrained", lines.append)
+    assert untrained.result["pretraining"]["untrained"]
+    assert "untrained weights saw no image" in lines
+
+
+def test_labels_between_0_and_1_may_train_but_not_test() -> None:
+    check_truth(np.array([[0.0, np.nan], [1, 0]]))
+    with pytest.raises(DataError, match="1 test images have labels between 0 and 1"):
+        check_truth(np.array([[0.0, np.nan], [0.7, 0]]))
+
+
+def test_images_are_the_same_by_their_bytes_whatever_their_names(tmp_path: Path) -> None:
+    for name, data in (("a", b"one"), ("b", b"two"), ("c", b"four"), ("d", b"one")):
+        (tmp_path / name).write_bytes(data)
+    a, b, c, d = (tmp_path / name for name in "abcd")
+    assert common([a, b, c], [d]) == 1
+    assert common([a, d], [b, c]) == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "more", "error", "message"),
+    [
+        ("nowhere", (), RecipeError, "no weights 'nowhere': give a run folder"),
+        ("random:x", (), RecipeError, "random or random:SEED, got 'random:x'"),
+        ("random", ("way=linear", "target.label=missing"), RecipeError, "no column 'missing'"),
+    ],
+)
+def test_what_cannot_be_measured_says_the_way_out(
+    weights: str,
+    more: tuple[str, ...],
+    error: type[DiraError],
+    message: str,
+    labelled: Path,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(error, match=message):
+        measure_transfer(weights, labels_of(labelled, *more), tmp_path / "out")
+
+
+def test_frozen_features_have_no_masks(labelled: Path, tmp_path: Path) -> None:
+    plan = plan_of("masks", labelled, "way=linear")
+    with pytest.raises(RecipeError, match="--way linear needs labels of whole images"):
+        measure_transfer("random", plan, tmp_path / "out")
+
+
+def test_an_unreadable_image_is_an_error_and_never_another_ones_label(
+    labelled: Path, tmp_path: Path
+) -> None:
+    (labelled.parent / "07.png").write_bytes(b"\x89PNG\r\n\x1a\nrubbish")
+    with pytest.raises(DataError, match=r"image 07.png cannot be read"):
+        measure_transfer("random", labels_of(labelled, "way=knn"), tmp_path / "out")
+
+
+def test_a_backbone_that_contradicts_the_weights_is_an_error(
+    labelled: Path, tmp_path: Path
+) -> None:
+    run = pretrained(tmp_path / "run", labelled)
+    plan = transfer_plan("csv", str(labelled), ["target.label=finding", "backbone=resnet18"])
+    with pytest.raises(RecipeError, match="holds backbone 'small-net', --backbone says 'resnet18'"):
+        start(str(run), plan)
+
+
+def test_an_untrained_network_is_the_one_a_run_of_the_seed_starts_from(tmp_path: Path) -> None:
+    from dira_core.build import build_trio
+
+    given = ["backbone=small-net", "seed=4", "views.channels=1"]
+    trio = build_trio(resolve(gather(preset="fixed", assignments=given, data="phantom")).recipe)
+    plan = transfer_plan("csv", "x.csv", ["target.label=a", "backbone=small-net"])
+    ours = start("random:4", plan).backbone.state_dict()
+    assert all(torch.equal(ours[name], t) for name, t in trio.backbone.state_dict().items())
+
+
+def test_the_command_prints_what_the_result_holds(
+    labelled: Path, tmp_path: Path, dira: Dira
+) -> None:
+    flags = ["--target", "csv", "--data", str(labelled), "--way", "knn", "--size", "32"]
+    own = ["--backbone", "small-net", "--set", "target.label=finding", "--seed", "2"]
+    code, out, _ = dira("transfer", "random:1", *flags, *own)
+    folder = tmp_path / "transfers/random-1-csv-labels-knn-1-seed2"
+    found = json.loads((folder / "result.json").read_text())
+    assert code == 0
+    assert "train       32 images of 16 patients" in out
+    for name in ("plain", "re-measured"):
+        assert f"{found['scores'][name]['auc']['mean']:.4f}" in out
+    assert found["plan"]["seed"] == 2
