@@ -68,9 +68,8 @@ def imported(tree: ast.AST) -> Iterator[str]:
 def called(tree: ast.AST, unless: str | None = None) -> Iterator[str]:
     """Yield the source text of whatever is called, unless with a certain argument."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
-            if unless not in (ast.unparse(keyword) for keyword in node.keywords):
-                yield ast.unparse(node.func)
+        if isinstance(node, ast.Call) and unless not in map(ast.unparse, node.keywords):
+            yield ast.unparse(node.func)
 
 
 def python(code: str, **environment: str) -> str:
