@@ -204,10 +204,9 @@ def default_preset(layers: Iterable[Layer]) -> list[Layer]:
     own = [layer.values for layer in layers if not layer.origin.startswith(_PRESET)]
     # data.n=64 alone says how many made-up images, not where others are
     chosen = [values["data"] for values in own if "data" in values]
-    tables = [data if isinstance(data, Mapping) else {"name": data} for data in chosen]
-    named = [table["name"] for table in tables if "name" in table]
-    fallback = PRESET_WITH_DATA if named else PRESET_WITHOUT_DATA
-    name = PRESETS_OF_SOURCES.get(named[-1], fallback) if named else fallback
+    named = [data.get("name") if isinstance(data, Mapping) else data for data in chosen]
+    given = [name for name in named if name is not None]
+    name = PRESETS_OF_SOURCES.get(given[-1], PRESET_WITH_DATA) if given else PRESET_WITHOUT_DATA
     return [preset_layer(name)] if name in installed().names("preset") else []
 
 

@@ -150,8 +150,8 @@ def network_of(recipes: dict[str, Recipe]) -> list[Layer]:
         shape = {
             "backbone": whole["backbone"],
             "decoder": whole["restorer"],
-            "size": recipe.views.size,
-            "channels": recipe.views.channels,
+            "size": whole["views"]["size"],
+            "channels": whole["views"]["channels"],
             "window": getattr(recipe.data.options, "window", None),
         }
         shape = {key: value for key, value in shape.items() if value is not None}

@@ -22,11 +22,12 @@ class Spread(NamedTuple):
 
 
 class WinTieLoss(NamedTuple):
-    """How often an arm is significantly better, neither, significantly worse."""
+    """How often an arm is significantly better, neither, significantly worse, and not tested."""
 
     wins: int
     ties: int
     losses: int
+    untested: int
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -146,6 +147,8 @@ def interval(draws: Array) -> tuple[float, float] | None:
 
 def win_tie_loss(findings: Sequence[tuple[float, float | None]]) -> WinTieLoss:
     """Count findings (difference, corrected p): only a significant difference is no tie."""
-    significant = [d for d, p in findings if p is not None and p < LEVEL]
+    tested = [(difference, p) for difference, p in findings if p is not None]
+    significant = [difference for difference, p in tested if p < LEVEL]
     wins, losses = sum(d > 0 for d in significant), sum(d < 0 for d in significant)
-    return WinTieLoss(wins, len(findings) - wins - losses, losses)
+    ties = len(tested) - len(significant)
+    return WinTieLoss(wins, ties, losses, len(findings) - len(tested))

@@ -238,10 +238,14 @@ def wins_table(compared: Sequence[Comparison]) -> Table:
         of = [c for c in compared if (c.recipe, c.arm, c.against) == (recipe, arm, against)]
         counts = win_tie_loss([(c.difference, c.p_holm) for c in of])
         higher = sum(c.difference > 0 for c in of)
-        cells = [f"{recipe} {arm}".strip(), against, *map(str, counts), f"{higher} of {len(of)}"]
+        name = f"{recipe} {arm}".strip()
+        cells = [name, against, *map(str, counts), f"{higher} of {len(of)}"]
         rows.append([*map(Text, cells)])
-    header = ["Arm", "Against", "Wins", "Ties", "Losses", "Higher mean"]
-    note = "A win or loss is significant after Holm's correction; all else is a tie."
+    header = ["Arm", "Against", "Wins", "Ties", "Losses", "Untested", "Higher mean"]
+    note = (
+        "A win or loss is significant after Holm's correction, a tie is not. Untested: one value "
+        "has no deviation, and no t-test."
+    )
     return Table("Table 6: wins, ties, losses over all tasks", header, rows, note)
 
 

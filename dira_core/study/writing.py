@@ -78,5 +78,5 @@ def said(study: Study, record: dict[str, Any]) -> str:
     return (
         f"dira {record['dira']}; {jobs['done']} of {jobs['all']} jobs are done; seeds {seeds}; "
         f"pretrained {again}; all values in percent, mean and sample standard deviation over "
-        f"seeds.{warning}\n"
+        f"seeds (none of one value).{warning}\n"
     )

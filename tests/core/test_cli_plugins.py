@@ -19,6 +19,7 @@ from dira_core import __version__
 from dira_core.errors import DataError
 
 PLUGIN = """
+import typer
 from typing import Literal
 from pydantic import Field
 from dira_core import Command, Component, DistortionOptions, Options, Preset, hookimpl
@@ -64,6 +65,10 @@ def dira_commands():
     for function in (greet, unreadable, fail, bug, interrupted):
         yield Command(function.__name__, function, "verb of a plugin")
     yield Command("run", greet, "takes the engine's place")
+    several = typer.Typer()
+    several.command()(greet)
+    several.command()(fail)
+    yield Command("several", several, "verbs of a plugin")
 
 def dira_restorer(): ...
 dira_restorer = hookimpl(dira_restorer)
@@ -99,6 +104,12 @@ def test_help_lists_the_verbs_of_engine_and_plugins(dira: Dira) -> None:
 
 def test_the_verb_of_a_plugin_runs(dira: Dira) -> None:
     assert dira("greet", "--name", "Ada")[:2] == (0, "hello Ada\n")
+
+
+def test_a_plugin_may_bring_verbs_below_its_own(dira: Dira) -> None:
+    assert dira("several", "greet", "--name", "Ada")[:2] == (0, "hello Ada\n")
+    assert dira("several", "fail")[0] == DataError.exit_code
+    assert "verbs of a plugin" in dira("--help")[1]
 
 
 def test_an_error_a_user_can_mend_is_plain_and_has_its_exit_code(dira: Dira) -> None:

@@ -140,3 +140,6 @@ def test_made_up_volumes_get_the_preset_for_them() -> None:
     got = resolve(gather(data="phantom3d")).recipe
     assert (got.backbone.name, got.data.name) == ("unet3d", "phantom3d")
     assert got.views.size == (16, 32, 32)
+    fewer = resolve(gather(data="phantom3d", assignments=["data.n=8"])).recipe
+    assert fewer.backbone == got.backbone
+    assert resolve(gather(assignments=["data.n=8"])).recipe.data.name == "phantom"

@@ -337,5 +337,5 @@ def test_from_the_command_line_words_are_found_and_learned(dira: Dira, tmp_path:
     metrics = (tmp_path / "runs/learned/metrics.jsonl").read_text()
     assert "dis/accuracy" in metrics
     code, _, wrong = dira(*asked[:-2], "--apart", "3")
-    assert (code, wrong.count("\n")) == (2, 1)
+    assert (code, wrong.count("\n")) == (3, 1)
     assert "begun with other apart" in wrong

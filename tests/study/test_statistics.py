@@ -101,4 +101,4 @@ def test_the_bootstrap_interval_of_a_mean_is_about_that_of_theory() -> None:
 
 def test_only_a_significant_difference_wins_or_loses() -> None:
     findings = [(0.1, 0.01), (0.1, 0.2), (-0.1, 0.01), (-0.1, None), (0.2, 0.04)]
-    assert win_tie_loss(findings) == (2, 2, 1)
+    assert win_tie_loss(findings) == (2, 1, 1, 1)
