@@ -54,7 +54,7 @@ def decode(file: BinaryIO, *, size: int, first_of_4d: bool) -> Decoded:
         try:
             return _decode(inflated, size, first_of_4d)
         except (EOFError, zlib.error, gzip.BadGzipFile):
-            raise DataError("damaged or cut short") from None
+            raise DataError("a gzip file that is damaged or cut short") from None
 
 
 def _decode(file: BinaryIO | gzip.GzipFile, size: int, first_of_4d: bool) -> Decoded:

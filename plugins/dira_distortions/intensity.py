@@ -212,9 +212,11 @@ def tabulate(x: Tensor, y: Tensor) -> Tensor:
 def look_up(table: Tensor, values: Tensor) -> Tensor:
     """Read tables over [0, 1] at the nearest place: (B, points), (B, N) -> (B, N).
 
-    Short integers and few temporaries: memory is what this costs.
+    Image by image, by short integers: what this costs is memory, and little of it stays in a cache.
     """
-    points = table.shape[1]
-    place = (values * (points - 1)).add_(0.5).clamp_(0, points - 1).int()
-    starts = torch.arange(0, table.numel(), points, device=table.device, dtype=torch.int32)
-    return table.flatten().index_select(0, place.add_(starts[:, None]).flatten()).view_as(values)
+    last = table.shape[1] - 1
+    found = torch.empty_like(values)
+    for row, own, result in zip(values, table, found, strict=True):
+        place = (row * last).add_(0.5).clamp_(0, last).int()
+        torch.index_select(own, 0, place, out=result)
+    return found
