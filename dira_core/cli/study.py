@@ -52,8 +52,10 @@ def study(
         show(found, folder)
         return
     with owned(folder):
-        lay_out(found, folder)
-        failed = {} if tables else do(found, folder, plan, jobs, file, slurm=slurm)
+        failed: dict[str, str] = {}
+        if not tables:
+            lay_out(found, folder)
+            failed = do(found, folder, plan, jobs, file, slurm=slurm)
         write(plan, found, folder)
     if failed:
         raise DiraError(named(failed))
