@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dira_core.components import Options as Options
     from dira_core.components import Preset as Preset
     from dira_core.data.folder import FileSource as FileSource
+    from dira_core.data.labelled import FileMasks as FileMasks
     from dira_core.data.labelled import mask_pixels as mask_pixels
     from dira_core.data.manifest import read_csv as read_csv
     from dira_core.distributed import gather_rows as gather_rows
@@ -110,7 +111,7 @@ _PUBLIC = {
     "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
     "data.folder": ["FileSource"],
-    "data.labelled": ["mask_pixels"],
+    "data.labelled": ["FileMasks", "mask_pixels"],
     "data.manifest": ["read_csv"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],

@@ -22,12 +22,15 @@ class Image:
         levels: The same image at 1/2, 1/4, ... of its size, (C, *ceil(S / 2**k)) each, if crops may
             come from there. With levels, `pixels` and they are memory-mapped: nothing is read
             before it is cropped, and nothing is kept.
+        affine: Of a volume as its file holds it: from voxel (w, h, d) to mm towards right, front
+            and head, (4, 4).
     """
 
     pixels: np.ndarray
     window: tuple[float, float]
     spacing: tuple[float, ...] | None = None
     levels: Sequence[np.ndarray] = ()
+    affine: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -65,10 +65,10 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def called(tree: ast.AST) -> Iterator[str]:
-    """Yield the source text of whatever is called."""
+def called(tree: ast.AST, unless: str | None = None) -> Iterator[str]:
+    """Yield the source text of whatever is called, unless with a certain argument."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call):
+        if isinstance(node, ast.Call) and unless not in map(ast.unparse, node.keywords):
             yield ast.unparse(node.func)
 
 
@@ -108,7 +108,8 @@ def test_nothing_unpickles(name: str) -> None:
     roots = {module.partition(".")[0] for module in imported(TREES[name])}
     assert not roots & UNPICKLING
     dangerous = re.compile(r"(torch|np|numpy)\.(load|save)|torch\.(jit|hub)\..*|eval|exec")
-    found = {call for call in called(TREES[name]) if dangerous.fullmatch(call)}
+    calls = called(TREES[name], unless="allow_pickle=False")
+    found = {call for call in calls if dangerous.fullmatch(call)}
     assert found <= ALLOWED.get(name, set())
 
 
@@ -162,7 +163,7 @@ def test_the_engine_names_no_plugin(path: Path) -> None:
         for (kind, _), offer in installed().offers.items()
         if offer.plugin != "dira_core" and kind != "preset"
     }
-    assert not strings & offered
+    assert not strings & (offered - {"words"})  # what a Source calls its pseudo-classes, too
 
 
 def test_no_file_holds_a_path_of_a_machine() -> None:

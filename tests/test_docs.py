@@ -88,7 +88,7 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for i in range(IMAGES):
             name = f"radiographs/{i:04}.png"
             Image.fromarray(source.read(i).pixels[0]).save(tmp_path / name)
-            writer.writerow([name, int(source.labels[i]), "train" if i % 4 else "test"])
+            writer.writerow([name, int(source.labels[i]), "train" if i // 4 % 4 else "test"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

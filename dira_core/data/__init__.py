@@ -37,6 +37,7 @@ class Decoded:
         spacing: Size of a pixel along each axis of S in mm, or None.
         notes: What a user should know about how the file was read; never a value of its header.
         stored: Where the axes of a volume point in its file, fastest first: "RAS", "LPI"; or None.
+        affine: Of a volume, see `dira_core.Image`.
     """
 
     pixels: np.ndarray
@@ -49,6 +50,7 @@ class Decoded:
     spacing: tuple[float, ...] | None = None
     notes: tuple[str, ...] = ()
     stored: str | None = None
+    affine: np.ndarray | None = None
 
 
 def check_size(values: int, value_bytes: int, stored_bytes: int) -> None:

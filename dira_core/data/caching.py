@@ -22,7 +22,7 @@ from dira_core.data.cache import CacheSource
 from dira_core.data.cacheindex import Index, piece_name, values
 from dira_core.data.loader import read_image
 from dira_core.data.manifest import ManifestSource
-from dira_core.data.pieces import PIECE, Pieces, part_of, positions, read_piece, stored
+from dira_core.data.pieces import Pieces, part_of, piece_of, read_piece, stored
 from dira_core.errors import DataError, ResourceError
 
 if TYPE_CHECKING:
@@ -58,37 +58,28 @@ def build(
         ResourceError: There is not enough space.
     """
     given = {"fingerprint": source.fingerprint(), "images": len(source), "grey": grey}
-    wanted = json.loads(json.dumps({**made_from, **given, "piece": PIECE}))
+    piece = piece_of(source)
+    wanted = json.loads(json.dumps({**made_from, **given, "piece": piece}))
     with owned(folder):
         complete = cacheindex.read_header(folder).made_from if is_cache(folder) else None
         begin(folder, wanted, complete)
         if complete is None:
-            _decode(source, folder, grey, workers, tick)
-            _complete(source, folder, wanted)
+            numbers = range(-(-len(source) // piece))
+            missing = [number for number in numbers if read_piece(folder, number) is None]
+            pieces = Pieces(source, folder, grey, piece)
+            _check_space(source, folder, grey, [i for n in missing for i in pieces.positions(n)])
+            tick(sum(pieces.images(number) for number in set(numbers) - set(missing)))
+            write_parts(pieces, missing, workers, tick)
+            _complete(source, folder, wanted, numbers)
         return CacheSource(CacheOptions(path=folder))
 
 
-def _decode(
-    source: Source, folder: Path, grey: bool, workers: int, tick: Callable[[int], object]
-) -> None:
-    """Write the pieces that are not there yet."""
-    pieces, missing = Pieces(source, folder, grey), []
-    for number in range(-(-len(source) // PIECE)):
-        if read_piece(folder, number) is None:
-            missing.append(number)
-        else:
-            tick(pieces.images(number))
-    _check_space(source, folder, grey, missing)
-    write_parts(pieces, missing, workers, tick)
-
-
-def _check_space(source: Source, folder: Path, grey: bool, missing: Sequence[int]) -> None:
-    """Estimate from a few images whether there is room for all pieces that are missing.
+def _check_space(source: Source, folder: Path, grey: bool, wanted: Sequence[int]) -> None:
+    """Estimate from a few images whether there is room for all at the positions `wanted`.
 
     Raises:
         ResourceError: There is not.
     """
-    wanted = [position for number in missing for position in positions(source, number)]
     sizes = []
     for position in wanted[:: -(-len(wanted) // SAMPLE) or 1]:
         try:
@@ -105,13 +96,14 @@ def _check_space(source: Source, folder: Path, grey: bool, missing: Sequence[int
         )
 
 
-def _complete(source: Source, folder: Path, wanted: Mapping[str, Any]) -> None:
+def _complete(
+    source: Source, folder: Path, wanted: Mapping[str, Any], numbers: Sequence[int]
+) -> None:
     """Write the index and the header of a cache whose pieces are all there.
 
     Raises:
         DataError: No image could be read, or a piece has gone.
     """
-    numbers = range(-(-len(source) // PIECE))
     parts = [Index.from_bytes(part_of(folder, n).read_bytes()) for n in numbers]
     entries = np.concatenate([part.entries for part in parts])
     left_out = list(itertools.chain.from_iterable(part.left_out for part in parts))

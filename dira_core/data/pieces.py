@@ -21,8 +21,8 @@ from dira_core.types import Image
 if TYPE_CHECKING:
     from dira_core.roles import Source
 
-PIECE = 128
-"""Images of a piece: what is done again after a kill, at most, by each worker."""
+PIECE, VOLUMES = 128, 8
+"""Images, and volumes, of a piece: what is done again after a kill, at most, by each worker."""
 
 ALIGNED = 8
 """An image starts at a multiple of this many bytes."""
@@ -31,9 +31,19 @@ DEEP = 65535.0
 """What other numbers than 8 and 16 bits are stored as: 0 to this, over their window."""
 
 
-def positions(source: Source, number: int) -> range:
-    """Return which images of a source make up a piece."""
-    return range(number * PIECE, min((number + 1) * PIECE, len(source)))
+def piece_of(source: Source) -> int:
+    """Return how many images of a source make up a piece, by what the first readable one is."""
+    for position in range(min(PIECE, len(source))):
+        try:
+            return VOLUMES if read_image(source, position).pixels.ndim > 3 else PIECE
+        except DataError:
+            continue
+    return PIECE
+
+
+def positions(source: Source, number: int, piece: int) -> range:
+    """Return which images of a source make up a piece of so many."""
+    return range(number * piece, min((number + 1) * piece, len(source)))
 
 
 def part_of(folder: Path, number: int) -> Path:
@@ -48,23 +58,29 @@ class Pieces(Parts):
         source: Where images come from.
         folder: Of the cache.
         grey: Whether colour becomes luminance.
+        piece: Images of a piece.
     """
 
-    def __init__(self, source: Source, folder: Path, grey: bool) -> None:
+    def __init__(self, source: Source, folder: Path, grey: bool, piece: int) -> None:
+        self._piece = piece
         self._source = source
         self._folder = folder
         self._grey = grey
 
     def images(self, number: int) -> int:
         """Return how many images of the source make up a piece."""
-        return len(positions(self._source, number))
+        return len(self.positions(number))
+
+    def positions(self, number: int) -> range:
+        """Return which images of the source make up a piece."""
+        return positions(self._source, number, self._piece)
 
     def write(self, number: int) -> None:
         """Write the pixels of a piece, then what is known of them; one image is in memory."""
         entries, names, left_out = [], [], []
         path = self._folder / piece_name(number)
         with appearing(path) as file:
-            for position in positions(self._source, number):
+            for position in self.positions(number):
                 name = self._source.name(position)
                 try:
                     image = read_image(self._source, position)

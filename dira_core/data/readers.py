@@ -193,7 +193,8 @@ def to_image(decoded: Decoded, window: Window) -> Image:
         inside = np.clip(pixels, *decoded.full)
         pixels = np.subtract(mirror, inside, dtype=np.float64).astype(pixels.dtype)
         low, high = mirror - high, mirror - low
-    return Image(pixels, (float(low), float(high)), decoded.spacing)
+    shown = float(low), float(high)
+    return Image(pixels, shown, decoded.spacing, affine=decoded.affine)
 
 
 def choose_window(decoded: Decoded, window: Window) -> tuple[float, float]:

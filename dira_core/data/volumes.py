@@ -10,7 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from nibabel.orientations import aff2axcodes, apply_orientation, io_orientation
+from nibabel.orientations import (
+    aff2axcodes,
+    apply_orientation,
+    inv_ornt_aff,
+    io_orientation,
+)
 
 from dira_core.data import MAX_VALUES, Decoded
 from dira_core.errors import DataError
@@ -84,6 +89,7 @@ def volume(
         full,
         spacing=(depth, height, width),
         stored="".join(aff2axcodes(affine)),
+        affine=affine @ inv_ornt_aff(turn, voxels.shape),
     )
 
 
@@ -122,4 +128,4 @@ def resampled(decoded: Decoded, spacing: tuple[float, float, float]) -> Decoded:
     taps = map(resizing, sides, after)
     pixels = np.ascontiguousarray(filtered(decoded.pixels, list(taps)))
     exact = tuple(n * old / m for n, old, m in zip(sides, before, after, strict=True))
-    return replace(decoded, pixels=pixels, spacing=exact, padding=None)
+    return replace(decoded, pixels=pixels, spacing=exact, padding=None, affine=None)

@@ -99,6 +99,8 @@ def tuned(folder: Path) -> Tuned:
     target = make("target", plan.target, header.window)
     if not isinstance(target, Labels):
         raise RecipeError(f"{folder} was trained with masks: localisation is of labels alone")
+    if header.dims != 2:
+        raise RecipeError(f"{folder} was trained on volumes: localisation is of flat images alone")
     prepare = Preprocessing(header.channels, header.size, header.window)
     backbone = build("backbone", header.backbone or {}, header.channels, header.dims)
     classifier = Classifier(backbone, len(target.classes))

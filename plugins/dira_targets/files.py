@@ -51,12 +51,13 @@ def found_below(folder: Path, suffix: str) -> dict[str, str]:
     Links to folders are followed.
     """
     found: dict[str, str] = {}
-    for place in sorted(_walk(folder, suffix)):
+    for place in sorted(all_below(folder, suffix)):
         found.setdefault(os.path.basename(place), place)
     return found
 
 
-def _walk(folder: Path, suffix: str) -> Iterator[str]:
+def all_below(folder: Path, suffix: str) -> Iterator[str]:
+    """Yield where files of a suffix lie, relative to the folder, whatever their names."""
     for place, _, names in os.walk(folder, followlinks=True):
         relative = os.path.relpath(place, folder)
         yield from (

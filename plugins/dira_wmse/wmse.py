@@ -29,8 +29,6 @@ class WMSE(Discriminator):
         backbone: Gives the features, (B, backbone.channels[-1]).
     """
 
-    n_views = 2
-
     def __init__(self, options: WMSEOptions, backbone: Backbone) -> None:
         super().__init__()
         self._options = options
@@ -40,8 +38,8 @@ class WMSE(Discriminator):
         pooled = torch.cat([encodings[view].pooled for view in range(2)])
         z = self.projector(pooled).unflatten(0, (2, -1))
         rows = gather_rows(z.transpose(0, 1)).transpose(0, 1)
-        loss = w_mse(rows, self._options.iterations, self._options.epsilon)
-        return Objective(loss, embedding=z[0])
+        how = self._options
+        return Objective(w_mse(rows, how.iterations, how.epsilon), embedding=z[0])
 
 
 @in_float32

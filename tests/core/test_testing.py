@@ -30,6 +30,7 @@ NEEDED: dict[str, dict[str, Any]] = {
     "manifest": {"path": "somewhere.csv"},
     "cache": {"path": "somewhere"},
     "shards": {"path": "somewhere"},
+    "words": {"path": "somewhere"},
 }
 
 ZOO = """

@@ -17,6 +17,7 @@ from dira_core.data.crops import soft_tissue
 from dira_core.data.folder import FolderSource
 from dira_core.data.loader import CropDataset, Crops, Request
 from dira_core.data.phantom3d import WINDOW, Phantom3dSource
+from dira_core.data.pieces import VOLUMES
 from dira_core.roles import Source
 from dira_core.settings import Settings
 
@@ -52,6 +53,16 @@ def test_crops_of_a_cache_are_those_of_the_files(volumes: FolderSource, tmp_path
     for one, other in zip(from_files.pixels, from_cache.pixels, strict=True):
         torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
     assert cache.read(0).spacing == volumes.read(0).spacing
+
+
+def test_a_cache_of_volumes_is_written_in_smaller_pieces(tmp_path: Path) -> None:
+    """A kill costs no more than a piece, and a piece of 128 CTs would be 20 GB."""
+    source = Phantom3dSource(Phantom3dOptions(n=2 * VOLUMES + 1, size=(16, 16, 16)))
+    cache = build(source, tmp_path / "cache", {})
+    assert len(cache.header.pieces) == 3
+    assert len(cache) == 2 * VOLUMES + 1
+    again = build(source, tmp_path / "cache", {})
+    assert again.fingerprint() == cache.fingerprint()
 
 
 def test_soft_tissue_counts_a_bright_voxel_and_half_of_the_one_before() -> None:
