@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save
 from torch.nn.functional import adaptive_avg_pool3d
 
 from dira_core import DataError, RecipeError, Source
@@ -30,8 +32,8 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 """Shows a bar of so many steps, and yields what moves it on."""
 
 PLAN = "plan.json"
-SURVEY = "survey.npz"
-FEATURES = "features.npz"
+SURVEY = "survey.safetensors"
+FEATURES = "features.safetensors"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class Survey:
         shape: (N, 3), of its voxels.
         body: Its body's box, (N, 3, 2).
         thumbnails: (N, *grid) float16.
-        unreadable: Names and reasons, texts.
+        unreadable: Names and reasons.
     """
 
     index: np.ndarray
@@ -89,7 +91,7 @@ class Survey:
     shape: np.ndarray
     body: np.ndarray
     thumbnails: np.ndarray
-    unreadable: np.ndarray
+    unreadable: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,7 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
     }
     write_whole(out / HEADER, json.dumps(header, indent=1).encode())
     counts = {split: sum(line.split == split for line in lines) for split in ("train", "held-out")}
-    unreadable = tuple(survey.unreadable.tolist())
-    return Found((len(survey.index) - held, held), unreadable, explained, counts)
+    return Found((len(survey.index) - held, held), survey.unreadable, explained, counts)
 
 
 def agree(out: Path, wanted: dict[str, Any]) -> None:
@@ -177,8 +178,9 @@ def surveyed(source: Source, path: Path, plan: Plan, bar: Bar) -> Survey:
         DataError: Fewer than two volumes can be read, or they are no volumes.
     """
     if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            return Survey(*(kept[name] for name in kept.files))
+        with safe_open(path, framework="numpy") as kept:
+            arrays = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
+            return Survey(**arrays, unreadable=tuple(json.loads(kept.metadata()["unreadable"])))
     seen, unreadable = [], []
     with bar("reading", len(source)) as tick:
         for index in range(len(source)):
@@ -197,10 +199,12 @@ def surveyed(source: Source, path: Path, plan: Plan, bar: Bar) -> Survey:
         raise DataError(f"words need two volumes and more: got {len(seen)} that can be read")
     numbers, shape, body, thumbnails = (np.array(column) for column in zip(*seen, strict=True))
     patient = numbers if source.patients is None else np.asarray(source.patients)[numbers]
-    reasons = np.array(unreadable, dtype=np.str_)
-    survey = Survey(numbers, patient, chosen(patient, plan), shape, body, thumbnails, reasons)
-    write_arrays(path, *vars(survey).values())
-    return survey
+    known = Survey(
+        numbers, patient, chosen(patient, plan), shape, body, thumbnails, tuple(unreadable)
+    )
+    arrays = {name: array for name, array in vars(known).items() if name != "unreadable"}
+    write_arrays(path, arrays, {"unreadable": json.dumps(unreadable)})
+    return known
 
 
 def chosen(patient: np.ndarray, plan: Plan) -> np.ndarray:
@@ -215,16 +219,15 @@ def chosen(patient: np.ndarray, plan: Plan) -> np.ndarray:
 def described(survey: Survey, path: Path, plan: Plan, bar: Bar) -> tuple[np.ndarray, float]:
     """Return features of all volumes and how well they describe them, trained or kept."""
     if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            features, explained = (kept[name] for name in kept.files)
-            return features, float(explained)
+        with safe_open(path, framework="numpy") as kept:
+            return kept.get_tensor("features"), float(kept.metadata()["explained"])
     if min(plan.grid) < 16 or any(side % 16 for side in plan.grid):
         raise RecipeError(f"--grid takes multiples of 16: got {plan.grid}")
     with bar("learning features", plan.epochs) as tick:
         found = fit(
             survey.thumbnails, survey.held_out, plan.dim, plan.epochs, plan.seed, lambda: tick(1)
         )
-    write_arrays(path, found.features, np.array(found.explained))
+    write_arrays(path, {"features": found.features}, {"explained": repr(found.explained)})
     return found.features, found.explained
 
 
@@ -239,20 +242,15 @@ def write_cubes(source: Source, index: int, lines: list[Line], out: Path, plan: 
     volume = windowed(source.read(index))
     cubes = torch.stack([cut(volume, line.box, plan.size) for line in lines])
     path.parent.mkdir(exist_ok=True)
-    draft = path.with_suffix(".draft")
-    with draft.open("wb") as file:
-        np.save(file, (cubes * WHITE).round_().numpy().astype(np.uint16), allow_pickle=False)
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    write_arrays(path, {"cubes": (cubes * WHITE).round_().numpy().astype(np.uint16)})
 
 
-def write_arrays(path: Path, *arrays: np.ndarray) -> None:
+def write_arrays(
+    path: Path, arrays: dict[str, np.ndarray], texts: dict[str, str] | None = None
+) -> None:
     """Write arrays to a file that appears whole or not at all."""
-    draft = path.with_suffix(".draft")
-    with draft.open("wb") as file:
-        np.savez(file, *arrays)
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    solid = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_whole(path, save(solid, texts))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import json
 import re
@@ -11,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
 from dira_core import DataError, Image, Source
 from dira_transvw import HEADER, WordsOptions
 
 TABLE = "words.csv"
-CUBES = re.compile(r"cubes/\d{5,}\.npy")
+CUBES = re.compile(r"cubes/\d{5,}\.safetensors")
 """What the table may name: nothing outside of its folder."""
 
 WHITE = 65535
@@ -92,8 +92,8 @@ class WordsSource(Source):
         try:
             if not CUBES.fullmatch(line["file"]):
                 raise ValueError("no file of cubes")
-            cube = cubes(str(self.folder / line["file"]))[int(line["row"])]
-        except (OSError, ValueError, IndexError) as error:
+            cube = read_cube(self.folder / line["file"], int(line["row"]))
+        except (OSError, ValueError, IndexError, SafetensorError) as error:
             raise DataError("the file of cubes is missing or damaged") from error
         return Image(cube, (0, WHITE))
 
@@ -108,10 +108,17 @@ class WordsSource(Source):
         return digest.hexdigest()
 
 
-@functools.lru_cache(64)
-def cubes(path: str) -> np.ndarray:
-    """Map the cubes of a volume into memory: (n, C, D, H, W) uint16."""
-    mapped: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    if mapped.dtype != np.uint16 or mapped.ndim != 5:
+def read_cube(path: Path, row: int) -> np.ndarray:
+    """Read one cube of a volume, (C, D, H, W) uint16, and no other.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
+    with safe_open(path, framework="numpy") as file:
+        if "cubes" not in file.keys():  # noqa: SIM118 (it is no mapping)
+            raise ValueError("no cubes")
+        cubes = file.get_slice("cubes")
+        cube: np.ndarray = cubes[row]
+    if cube.dtype != np.uint16 or cube.ndim != 4:
         raise ValueError("no cubes")
-    return mapped
+    return cube

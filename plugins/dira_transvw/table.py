@@ -51,7 +51,7 @@ class Line:
     @property
     def file(self) -> str:
         """Where its volume's cubes are."""
-        return f"cubes/{self.volume:05d}.npy"
+        return f"cubes/{self.volume:05d}.safetensors"
 
 
 def find_words(
