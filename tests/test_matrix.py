@@ -18,23 +18,37 @@ from dira_core.trio import ModelPlayer
 
 DISCRIMINATORS = installed().names("discriminator")
 
+OF_VOLUMES = {"rubik", "transvw"}
+
+IMAGES: dict[str, Any] = {
+    "data": {"name": "phantom", "n": 16},
+    "backbone": "resnet18",
+    "restorer": {"name": "unet", "widths": [8, 8, 8, 8, 8]},
+    "adversary": {"name": "patchgan", "widths": [4, 4, 4, 4]},
+    "views": {"size": 48, "distort": ["inner-cutout"]},
+}
+VOLUMES: dict[str, Any] = {
+    "data": {"name": "phantom3d", "n": 16, "size": [24, 24, 24]},  # its findings are its words
+    "backbone": {"name": "unet3d", "width": 4},
+    "restorer": {"name": "unet", "widths": [4, 4, 4]},
+    "adversary": {"name": "patchgan", "widths": [4, 4]},
+    "views": {"size": 16, "distort": ["inner-cutout"]},
+}
+
 
 def small(name: str, restorer: str, adversary: str) -> list[Layer]:
     """Return a recipe of two steps whose wide layers and long queues are cut to 16."""
     options = installed().find("discriminator", name).options.model_fields
     narrow = {k: 16 for k, f in options.items() if isinstance(f.default, int) and f.default > 100}
     values: dict[str, Any] = {
-        "data": {"name": "phantom", "n": 16},
-        "backbone": "resnet18",
         "discriminator": {"name": name, **narrow},
-        "restorer": {"name": "unet", "widths": [8, 8, 8, 8, 8]} if restorer == "unet" else "none",
-        "adversary": {"name": "patchgan", "widths": [4, 4, 4, 4]}
-        if adversary != "none"
-        else "none",
-        "views": {"size": 48},
-        "train": {"batch_size": 8, "epochs": 1, "precision": "bf16"},
+        "train": {"batch_size": 8, "epochs": 1},
+        **(VOLUMES if name in OF_VOLUMES else IMAGES),
     }
-    return [*gather(preset="fixed", data="phantom"), Layer("test", values)]
+    for role, chosen in (("restorer", restorer), ("adversary", adversary)):
+        if chosen == "none":
+            values[role] = "none"
+    return [*gather(preset="none"), Layer("test", values)]
 
 
 @pytest.mark.slow
