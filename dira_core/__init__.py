@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from dira_core.export import Preprocessing as Preprocessing
     from dira_core.export import Pretrained as Pretrained
     from dira_core.export import load as load
+    from dira_core.files import write_atomic as write_atomic
     from dira_core.filters import blurring as blurring
     from dira_core.filters import filtered as filtered
     from dira_core.hookspecs import hookimpl as hookimpl
@@ -117,6 +118,7 @@ _PUBLIC = {
     "draws": ["Draws"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
     "export": ["Preprocessing", "Pretrained", "load"],
+    "files": ["write_atomic"],
     "filters": ["blurring", "filtered"],
     "hookspecs": ["hookimpl"],
     "layering": ["gather"],

@@ -119,6 +119,18 @@ class Phantom3dOptions(Options):
     )
 
 
+SplitColumn = Annotated[
+    str | None,
+    Field(
+        description="column of train, validation, test; none, or a file without it: random 80/20"
+    ),
+]
+PatientColumn = Annotated[
+    str | None,
+    Field(description="column of patients; none, or a file without it: each image is one"),
+]
+
+
 class CsvOptions(Options):
     """A CSV file with one labelled image a line."""
 
@@ -131,13 +143,8 @@ class CsvOptions(Options):
     classes: tuple[str, ...] | None = Field(
         None, description="names of `label` to tell apart; lines with others are left out"
     )
-    split: str | None = Field(
-        "split",
-        description="column of train, validation, test; none, or a file without it: random 80/20",
-    )
-    patient: str | None = Field(
-        "patient", description="column of patients; none, or a file without it: each image is one"
-    )
+    split: SplitColumn = "split"
+    patient: PatientColumn = "patient"
 
 
 class MasksOptions(Options):
@@ -151,13 +158,8 @@ class MasksOptions(Options):
         default={}, description="pixel value of each class; none: all but 0 is the foreground"
     )
     ignore: int | None = Field(None, description="pixel value of what does not count")
-    split: str | None = Field(
-        "split",
-        description="column of train, validation, test; none, or a file without it: random 80/20",
-    )
-    patient: str | None = Field(
-        "patient", description="column of patients; none, or a file without it: each image is one"
-    )
+    split: SplitColumn = "split"
+    patient: PatientColumn = "patient"
 
 
 class ResNetOptions(Options):

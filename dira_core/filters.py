@@ -94,7 +94,7 @@ def resizing_weights(side: int, size: int) -> np.ndarray:
 
 
 def resizing_matrices(sides: Tensor, size: int, longest: int) -> Tensor:
-    """Return the weights of `resizing_weights` for images of different sides.
+    """Return how images of different sides become `size` pixels; see `resizing`.
 
     Args:
         sides: Pixels of each image along the axis, (B,) int64.
@@ -104,12 +104,12 @@ def resizing_matrices(sides: Tensor, size: int, longest: int) -> Tensor:
     Returns:
         (B, size, longest) float32, 0 beyond an image's side.
     """
-    scale = (sides.double() / size)[:, None, None]
-    centre = (torch.arange(size).double()[:, None] + 0.5) * scale
-    at = torch.arange(longest).double()
-    near = (1 - (at + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
-    near = near * (at < sides[:, None, None])
-    return (near / near.sum(-1, keepdim=True)).float()
+    matrices = torch.zeros(len(sides), size, longest)
+    for matrix, side in zip(matrices, sides.tolist(), strict=True):
+        taps = resizing(side, size)
+        counts = torch.cat([taps.starts, torch.tensor([len(taps.lines)])]).diff()
+        matrix[torch.arange(size).repeat_interleave(counts), taps.lines] = taps.weights
+    return matrices
 
 
 @functools.lru_cache(16)  # the axes of an image are often alike

@@ -7,9 +7,12 @@ import fcntl
 import logging
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from dira_core.errors import RunFolderError
+from dira_core.files import writing
 
 logger = logging.getLogger("dira")
 
@@ -51,6 +54,29 @@ class Lock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+@contextmanager
+def owned(folder: Path, name: str) -> Iterator[None]:
+    """Lock a folder while the context lasts; it is made when it is not there.
+
+    Args:
+        folder: To be locked.
+        name: Of the lock file in it.
+
+    Raises:
+        RunFolderError: Another process has it, it is a file, or it cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file: use another --out")
+    lock = Lock(folder / name)
+    with writing(folder, 0):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.take()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _lock(file: int, path: Path) -> None:

@@ -14,10 +14,11 @@ from typing import Annotated
 import typer
 
 from dira_core.errors import DiraError
+from dira_core.lock import owned
 from dira_core.signals import EXIT_PREEMPTED
 from dira_core.study.jobs import Job, jobs_of, lay_out
 from dira_core.study.plan import Study, read_study
-from dira_core.study.running import carry_out, owned
+from dira_core.study.running import LOCK, carry_out
 from dira_core.study.workers import Here, Submitted
 
 NAMED = 5
@@ -51,7 +52,7 @@ def study(
     if dry_run:
         show(found, folder)
         return
-    with owned(folder):
+    with owned(folder, LOCK):
         failed: dict[str, str] = {}
         if not tables:
             lay_out(found, folder)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from dira_core.errors import RunFolderError
-from dira_core.files import writing
-from dira_core.lock import Lock
 from dira_core.study.jobs import ERROR, Job
 from dira_core.study.workers import Workers
 
@@ -72,18 +68,3 @@ def _reason(folder: Path, ending: str) -> str:
     path = folder / ERROR
     said = path.read_text(errors="replace").splitlines() if path.is_file() else []
     return said[0] if said else f"{ending}, see its log.txt"
-
-
-@contextmanager
-def owned(study: Path) -> Iterator[None]:
-    """Lock a study's folder while the context lasts; it is made when it is not there."""
-    if study.exists() and not study.is_dir():
-        raise RunFolderError(f"{study} is a file: use another --out")
-    lock = Lock(study / LOCK)
-    with writing(study, 0):
-        study.mkdir(parents=True, exist_ok=True)
-        lock.take()
-    try:
-        yield
-    finally:
-        lock.release()

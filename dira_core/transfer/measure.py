@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,8 @@ import numpy as np
 from dira_core import toml
 from dira_core.build import repeatable
 from dira_core.errors import DataError, RunFolderError
-from dira_core.files import write_atomic, writing
-from dira_core.lock import Lock
+from dira_core.files import write_atomic
+from dira_core.lock import owned
 from dira_core.plugins import make
 from dira_core.targets import Labelled, Labels
 from dira_core.transfer import extra
@@ -77,7 +75,7 @@ def measure_transfer(
         "weights": dict(begun.provenance),
         "images": target.source.fingerprint(),
     }
-    with owned(folder):
+    with owned(folder, LOCK):
         if known := finished(folder, asked):
             said(f"{folder} is done already")
             return Transferred(folder, known)
@@ -115,21 +113,6 @@ def measure_transfer(
         write_atomic(folder / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
         (folder / STATE).unlink(missing_ok=True)
     return Transferred(folder, result)
-
-
-@contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Lock a folder of a transfer while the context lasts; it is made when it is not there."""
-    if folder.exists() and not folder.is_dir():
-        raise RunFolderError(f"{folder} is a file: use another --out")
-    lock = Lock(folder / LOCK)
-    with writing(folder, 0):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.take()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:

@@ -8,7 +8,6 @@ a second call goes on where the first one stopped.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 from torch.nn.functional import adaptive_avg_pool3d
 
-from dira_core import DataError, RecipeError, Source
+from dira_core import DataError, RecipeError, Source, write_atomic
 from dira_transvw import HEADER
 from dira_transvw.autoencoder import fit
 from dira_transvw.places import body_box, cut, windowed
@@ -140,7 +139,7 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
         "explained": explained,
         "plan": asdict(plan),
     }
-    write_whole(out / HEADER, json.dumps(header, indent=1).encode())
+    write_atomic(out / HEADER, json.dumps(header, indent=1).encode())
     counts = {split: sum(line.split == split for line in lines) for split in ("train", "held-out")}
     return Found((len(survey.index) - held, held), survey.unreadable, explained, counts)
 
@@ -156,7 +155,7 @@ def agree(out: Path, wanted: dict[str, Any]) -> None:
     if not plan.exists():
         if any(out.iterdir()):
             raise DataError(f"folder {str(out)!r} is not empty: give --out another")
-        write_whole(plan, text.encode())
+        write_atomic(plan, text.encode())
         return
     try:
         found = json.loads(plan.read_text("utf-8"))
@@ -250,13 +249,4 @@ def write_arrays(
 ) -> None:
     """Write arrays to a file that appears whole or not at all."""
     solid = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_whole(path, save(solid, texts))
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that appears whole or not at all."""
-    draft = path.with_suffix(".draft")
-    with draft.open("wb") as file:
-        file.write(content)
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    write_atomic(path, save(solid, texts))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dira_core import DataError, Source
+from dira_core import DataError, Source, write_atomic
 from dira_transvw.places import carried_over, is_inside, is_worth_a_word
 
 if TYPE_CHECKING:
@@ -186,8 +185,4 @@ def write_table(path: Path, lines: Sequence[Line]) -> None:
         place = (f"{edge:.2f}" for edge in line.box.flatten())
         known = (line.file, line.row, line.split, line.word, line.patient, line.name)
         writer.writerow((*known, line.rank, line.resolution, *place))
-    draft = path.with_suffix(".draft")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text.getvalue())
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    write_atomic(path, text.getvalue().encode())

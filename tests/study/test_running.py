@@ -10,9 +10,10 @@ import pytest
 from kit import Dira
 
 from dira_core.errors import RecipeError
+from dira_core.lock import owned
 from dira_core.study.jobs import Job, jobs_of, lay_out
 from dira_core.study.plan import Study
-from dira_core.study.running import carry_out, owned
+from dira_core.study.running import LOCK, carry_out
 from dira_core.study.workers import Here, Submitted, Workers
 
 
@@ -103,7 +104,7 @@ def test_a_study_stopped_in_the_middle_ends_with_the_tables_of_one_that_was_not(
     plan: Study, file: Path, dira: Dira, tmp_path: Path
 ) -> None:
     jobs, study = jobs_of(plan), tmp_path / "studies/small"
-    with owned(study):
+    with owned(study, LOCK):
         lay_out(jobs, study)
         with pytest.raises(KeyboardInterrupt):
             carry_out(jobs, study, Here(1), Quiet(after=3))
