@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from dira_core.api import pretrain as pretrain
     from dira_core.api import run as run
     from dira_core.build import build_source as build_source
-    from dira_core.builtins import VolumeOptions as VolumeOptions
     from dira_core.choices import DistortionChoice as DistortionChoice
     from dira_core.clusters import kmeans as kmeans
     from dira_core.clusters import pca_whiten as pca_whiten
@@ -90,6 +89,7 @@ if TYPE_CHECKING:
     from dira_core.roles import Tracker as Tracker
     from dira_core.roles import pool as pool
     from dira_core.settings import Settings as Settings
+    from dira_core.source_options import VolumeOptions as VolumeOptions
     from dira_core.targets import Labels as Labels
     from dira_core.targets import Masks as Masks
     from dira_core.transfer.measure import Transferred as Transferred
@@ -107,7 +107,6 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "api": ["Result", "pretrain", "run"],
     "build": ["build_source"],
-    "builtins": ["VolumeOptions"],
     "choices": ["DistortionChoice"],
     "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
@@ -175,6 +174,7 @@ _PUBLIC = {
         "pool",
     ],
     "settings": ["Settings"],
+    "source_options": ["VolumeOptions"],
     "targets": ["Labels", "Masks"],
     "transfer.measure": ["Transferred", "measure_transfer"],
     "transfer.plan": ["transfer_plan"],

@@ -7,56 +7,39 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dira_core.agreement import agree
 from dira_core.blame import blamed
 from dira_core.build import (
-    build_players,
     build_source,
     build_trackers,
     build_trio,
-    repeatable,
-    seeded,
 )
-from dira_core.data.loader import Loader
-from dira_core.distributed import from_first, rank, world_size
-from dira_core.errors import CheckpointError, DivergedError, PluginError, RecipeError
-from dira_core.evaluate import Pause, Sample, SourceFeatures, examine, held_out, probe
-from dira_core.export import write_weights
+from dira_core.distributed import from_first, rank
+from dira_core.errors import CheckpointError, DivergedError, PluginError
+from dira_core.evaluate import Pause
 from dira_core.files import write_atomic
+from dira_core.game import Game, shared_out, sheet
 from dira_core.memory import restart_peak
 from dira_core.peers import joined, peers_named
-from dira_core.pictures import contact_sheet, write_png
+from dira_core.pictures import write_png
 from dira_core.plugins import installed
-from dira_core.precision import (
-    Precision,
-    resolve_device,
-    resolve_precision,
-    smallest_bf16_side,
-)
 from dira_core.profiling import Profiled
 from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
-from dira_core.roles import Backbone, Source
+from dira_core.roles import Source
 from dira_core.runfolder import RunFolder, Status
 from dira_core.session import Display, Session, Silent, observe, pause
-from dira_core.settings import Settings, Train
+from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Trainer
-from dira_core.trio import Model, Trio
-from dira_core.view_options import sides_of
-from dira_core.views import ViewMaker
+from dira_core.trio import Trio
 
 logger = logging.getLogger("dira")
-
-SHEET_ROWS = 8
-"""Images on a contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -96,24 +79,6 @@ def run(
             return run_stages(recipe, folder, resume, display)
         trio = start(recipe, folder)
         return pretrain(trio, build_source(recipe), recipe, folder, resume, display)
-
-
-def shared_out(train: Train) -> Train:
-    """Return a recipe's `train` for as many processes as there are, with the same global batch.
-
-    Raises:
-        RecipeError: The global batch cannot be split among them.
-    """
-    n = world_size()
-    before = train.processes or n
-    batch, left = divmod(train.batch_size * before, n)
-    if left:
-        raise RecipeError(
-            f"a batch of {train.batch_size} images on each of {before} processes cannot be split "
-            f"among {n}: use a number of processes that divides {train.batch_size * before}, or "
-            "another --batch-size with train.processes=none"
-        )
-    return train.model_copy(update={"processes": n, "batch_size": batch})
 
 
 def start(recipe: Recipe, folder: Path) -> Trio:
@@ -281,77 +246,6 @@ class Heirloom:
         inherit(trainer, tensors, self.roles)
 
 
-class Game:
-    """Everything a run computes with, on its device: trainer, model, loader, views."""
-
-    def __init__(self, trio: Trio, source: Source, settings: Settings) -> None:
-        device = resolve_device(settings.train.device)
-        dims = trio.backbone.dims
-        sides = (sides_of(settings.views.of(view).size, dims) for view in range(trio.n_views))
-        least = smallest_bf16_side(dims, max(trio.backbone.strides))
-        name = resolve_precision(settings.train.precision, device, min(map(min, sides)), least)
-        self.precision = Precision(name, device)
-        self.trio = trio
-        self.source = source
-        self.settings = settings
-        if settings.train.deterministic:
-            repeatable()
-        if trio.discriminator is not None:
-            with seeded(settings.seed, "prepare"):
-                trio.discriminator.prepare(len(source))
-        players = build_players(trio, settings, self.precision)
-        assert isinstance(players[0].module, Model)
-        self.model = players[0].module
-        self.strategy = players[0].strategy
-        self.loader = Loader(source, settings, trio.n_views)
-        self.views = ViewMaker(settings, device, trio.n_views, dims)
-        optimizers = {"model": settings.optimizer, "critic": settings.critic_optimizer}
-        self.trainer = Trainer(
-            players, optimizers, self.loader, self.views, self.precision, settings
-        )
-
-    def manner(self) -> str:
-        """Say in one line how the run computes, and what `auto` stands for."""
-        train, n = self.settings.train, world_size()
-        chosen = " (auto)" if train.precision == "auto" else ""
-        order = "channels last" if train.channels_last else "contiguous"
-        shared = f"{n} processes ({train.strategy})" if n > 1 else "one process"
-        threads = torch.get_num_threads()
-        return (
-            f"{self.precision.name}{chosen}, {order}, on {self.precision.device.type}, "
-            f"{shared} of {threads} {'threads' if threads > 1 else 'thread'}"
-        )
-
-    def whole(self) -> Model:
-        """Return the model with the weights that all processes hold."""
-        return self.strategy.whole(self.model)
-
-    def backbone(self) -> Backbone:
-        """Return the backbone of the whole model."""
-        return self.whole().backbone
-
-    def features(self, pause: Pause = lambda: None) -> SourceFeatures:
-        """Return what encodes the whole source, for Discriminators that cluster."""
-        device = self.precision.device
-        return SourceFeatures(self.backbone, self.source, self.settings, device, pause)
-
-    def examine(self, rows: int = 64) -> Sample:
-        """Restore and embed held-out views in evaluation mode."""
-        crops = held_out(self.loader, rows)
-        return examine(self.whole(), self.views(crops, 0, 0), self.precision)
-
-    def probe(self, pause: Pause) -> float | None:
-        """Return the kNN accuracy of the backbone's frozen features, or None without labels."""
-        return probe(self.backbone(), self.source, self.settings, self.precision.device, pause)
-
-    def write_weights(self, folder: Path) -> None:
-        """Export backbone and decoder."""
-        whole = self.whole()
-        trio = replace(self.trio, backbone=whole.backbone, restorer=whole.restorer)
-        if rank() == 0:
-            write_weights(folder, trio, self.settings)
-
-
 def play(
     game: Game, session: Session, home: RunFolder, resume: bool, pause: Pause
 ) -> dict[str, Any]:
@@ -388,13 +282,3 @@ def play(
         write_png(home.path / "images/restored.png", sheet(sample), enlarge=2)
         write_atomic(home.path / "summary.json", json.dumps(summary, indent=2).encode())
     return summary
-
-
-def sheet(sample: Sample) -> Any:
-    """Lay out crops, distorted views, restorations and their errors, one row for each image."""
-    view = sample.batch.views[0]
-    columns = [view.crop, view.clean, view.image]
-    if sample.attempt.restored is not None:
-        restored = sample.attempt.restored[: len(view.crop)]
-        columns += [restored, (restored - view.crop).abs()]
-    return contact_sheet(columns, SHEET_ROWS)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from dira_core.components import Component, Options
 from dira_core.hookspecs import hookimpl
+from dira_core.source_options import (
+    CLAIM,
+    IMAGE_SUFFIXES,
+    CacheOptions,
+    FolderOptions,
+    ManifestOptions,
+    Phantom3dOptions,
+    PhantomOptions,
+    ShardsOptions,
+    is_cache,
+)
+from dira_core.target_options import CsvOptions, MasksOptions
 
 if TYPE_CHECKING:
     from dira_core.data import Window
@@ -18,148 +30,6 @@ if TYPE_CHECKING:
     from dira_core.targets import Labels, Masks
 
 DIRA_API = 1
-
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".dcm", ".dicom", "")
-"""Of images; a file without a suffix may be DICOM."""
-
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".mhd", ".mha")
-"""What the folder source looks at besides."""
-
-
-CACHE = "cache.json"
-"""The file that makes a folder a cache."""
-
-CLAIM = "dira-source.json"
-"""A folder with this file is for the source of whoever wrote it, not for `folder`."""
-
-
-Millimetres = Annotated[float, Field(ge=0.01, le=1000)]
-
-
-class ReadOptions(Options):
-    """How the intensities of a file become numbers in [0, 1]."""
-
-    window: Literal["auto", "full", "percentile"] | tuple[float, float] = Field(
-        "auto",
-        description="what maps to 0 and 1. auto: 8 bit by its full range; DICOM by its VOI LUT or "
-        "window; else percentiles 0.5 and 99.5. full: range of the bit depth. Or two pixel values",
-    )
-
-
-class VolumeOptions(ReadOptions):
-    """How volumes are read, and images."""
-
-    spacing: tuple[Millimetres, Millimetres, Millimetres] | None = Field(
-        None, description="of volumes: mm along depth, height and width they are resampled to"
-    )
-    first_of_4d: bool = Field(
-        False, description="take the first volume of a 4-D file, which is refused otherwise"
-    )
-
-
-class FolderOptions(VolumeOptions):
-    """A folder of images, or of volumes."""
-
-    path: Path = Field(description="folder, searched with its sub-folders")
-    series: bool = Field(False, description="a folder of DICOM slices is one volume")
-
-
-class ManifestOptions(VolumeOptions):
-    """A CSV file with one image or volume a line."""
-
-    path: Path = Field(description="CSV file with a header; image paths are relative to its folder")
-    image: str = Field("image", description="column of the image's path")
-    label: str | None = Field(None, description="column used by probes, never in pretraining")
-    split: str | None = Field(None, description="keep only lines whose `split` column says this")
-
-
-class CacheOptions(Options):
-    """A folder that `dira data cache` wrote."""
-
-    path: Path = Field(description="the folder")
-    split: str | None = Field(None, description="keep only images of this split of the source")
-
-
-class ShardsOptions(ReadOptions):
-    """Tar files in the layout of WebDataset."""
-
-    path: str = Field(
-        description="folder of .tar files, one of them, or a pattern (* ? {000..012} {a,b}); "
-        "local, or any fsspec URL such as s3://bucket/train-*.tar"
-    )
-    image: str | None = Field(
-        None, description="ending of the image in a sample; none takes the first that may be one"
-    )
-    label: str | None = Field(
-        None, description="cls, or a key of the json in a sample: for probes, never in pretraining"
-    )
-    mixed: int = Field(8, ge=1, description="shards whose images an epoch shuffles together")
-    cache: Path | None = Field(
-        None, description="folder for copies of remote shards; none is one of the user's own"
-    )
-    cache_gb: float = Field(32.0, gt=0, description="GiB of copies that are kept")
-
-
-class PhantomOptions(Options):
-    """Procedural chest radiographs, a function of the image's position alone."""
-
-    n: int = Field(2048, ge=1, description="images")
-    size: int = Field(96, ge=32, description="side in px")
-
-
-Extent = Annotated[int, Field(ge=16)]
-
-
-class Phantom3dOptions(Options):
-    """Procedural CT-like volumes, a function of the volume's position alone."""
-
-    n: int = Field(512, ge=1, description="volumes")
-    size: tuple[Extent, Extent, Extent] = Field(
-        (32, 64, 64), description="depth, height and width in px, each at least 16"
-    )
-
-
-SplitColumn = Annotated[
-    str | None,
-    Field(
-        description="column of train, validation, test; none, or a file without it: random 80/20"
-    ),
-]
-PatientColumn = Annotated[
-    str | None,
-    Field(description="column of patients; none, or a file without it: each image is one"),
-]
-
-
-class CsvOptions(Options):
-    """A CSV file with one labelled image a line."""
-
-    path: Path = Field(description="CSV file with a header; image paths are relative to its folder")
-    image: str = Field("image", description="column of the image's path")
-    label: str | None = Field(None, description="column of names: an image has one of the classes")
-    labels: tuple[str, ...] = Field(
-        (), description="columns of 0, 1 or nothing (not known): an image may have several"
-    )
-    classes: tuple[str, ...] | None = Field(
-        None, description="names of `label` to tell apart; lines with others are left out"
-    )
-    split: SplitColumn = "split"
-    patient: PatientColumn = "patient"
-
-
-class MasksOptions(Options):
-    """Images with masks: two folders, or a CSV file."""
-
-    path: Path = Field(description="folder of images, or CSV file with columns of paths")
-    masks: Path | None = Field(None, description="folder of masks, named as their images")
-    image: str = Field("image", description="column of the image's path")
-    mask: str = Field("mask", description="column of the mask's path; lines without are left out")
-    classes: dict[str, int] = Field(
-        default={}, description="pixel value of each class; none: all but 0 is the foreground"
-    )
-    ignore: int | None = Field(None, description="pixel value of what does not count")
-    split: SplitColumn = "split"
-    patient: PatientColumn = "patient"
 
 
 class ResNetOptions(Options):
@@ -198,11 +68,6 @@ def build_phantom(options: PhantomOptions) -> Source:
     from dira_core.data.phantom import PhantomSource
 
     return PhantomSource(options)
-
-
-def is_cache(value: str | Path) -> bool:
-    """Say whether a path is a folder with a cache in it."""
-    return (Path(value) / CACHE).is_file()
 
 
 def _is_folder(value: str) -> bool:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 
-from dira_core.api import Game, sheet
 from dira_core.blame import blamed, out_of_memory, part_of_batch
 from dira_core.build import build_source, build_trio
 from dira_core.errors import DivergedError, ResourceError
+from dira_core.game import Game, sheet
 from dira_core.memory import peak_mib, restart_peak
 from dira_core.pictures import write_png
 from dira_core.recipe import Recipe

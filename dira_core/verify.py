@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dira_core.api import Game, shared_out
 from dira_core.build import build_source, build_trio
 from dira_core.checkpoint import Checkpoints
 from dira_core.distributed import from_first, gathered, world_size
 from dira_core.environment import environment
 from dira_core.errors import CheckpointError, DifferenceError, DivergedError, RecipeError
+from dira_core.game import Game, shared_out
 from dira_core.layering import file_layer
 from dira_core.parallel import entire
 from dira_core.peers import peers_named

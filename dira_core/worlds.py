@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dira_core.api import Game
 from dira_core.build import build_trio
+from dira_core.game import Game
 from dira_core.layering import Layer
 from dira_core.parallel import entire
 from dira_core.recipe import Recipe

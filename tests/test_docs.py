@@ -31,7 +31,6 @@ import pytest
 from PIL import Image
 
 from dira_core import toml
-from dira_core.builtins import PhantomOptions
 from dira_core.cli import command_line
 from dira_core.data.phantom import PhantomSource
 from dira_core.files import FAILPOINTS
@@ -39,6 +38,7 @@ from dira_core.health import SIGNS
 from dira_core.layering import gather
 from dira_core.plugins import installed
 from dira_core.resolving import resolve
+from dira_core.source_options import PhantomOptions
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

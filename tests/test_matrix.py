@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from dira_core import gather, resolve
-from dira_core.api import Game
 from dira_core.build import build_source, build_trio
 from dira_core.errors import RecipeError
+from dira_core.game import Game
 from dira_core.layering import Layer
 from dira_core.plugins import installed
 from dira_core.trio import ModelPlayer

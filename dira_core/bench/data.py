@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dira_core.bench.public import PublicPipeline
 from dira_core.bench.timing import Arm, Cores, Timing, alternate, ratio
-from dira_core.builtins import FolderOptions
 from dira_core.data.caching import build
 from dira_core.data.folder import FolderSource
 from dira_core.data.loader import CropDataset, Request, cut, read_image
@@ -30,6 +29,7 @@ from dira_core.operations import change_images, plan
 from dira_core.resolving import resolve
 from dira_core.roles import Source
 from dira_core.settings import Settings
+from dira_core.source_options import FolderOptions
 from dira_core.view_options import sides_of
 from dira_core.views import Operations, ViewMaker
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from dira_core.api import Game
 from dira_core.bench.bare import BareLoop
 from dira_core.bench.step import advance
 from dira_core.build import build_source, build_trio
+from dira_core.game import Game
 from dira_core.layering import file_layer
 from dira_core.memory import peak_mib, restart_peak
 from dira_core.recipe import Recipe

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-from dira_core.api import Game
 from dira_core.bench.bare import BareLoop
 from dira_core.bench.memory import step_mib
 from dira_core.bench.null import null_step
@@ -18,6 +17,7 @@ from dira_core.bench.timing import Cores, alternate, ratio
 from dira_core.bench.whole import WholeRun
 from dira_core.build import build_source, build_trio
 from dira_core.data.loader import Crops
+from dira_core.game import Game
 from dira_core.recipe import Recipe, to_toml
 from dira_core.trainer import Trainer
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from dira_core.api import Game
 from dira_core.bench.null import NoFeatures
 from dira_core.build import build_source, build_trio
+from dira_core.game import Game
 from dira_core.plugins import installed
 from dira_core.recipe import Recipe
 from dira_core.runfolder import RunFolder

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dira_core.api import Game, shared_out
 from dira_core.bench.contests import MOMENTUM, mocov2_students
 from dira_core.bench.step import advance
 from dira_core.build import build_source, build_trio
 from dira_core.distributed import gather_rows, world_size
+from dira_core.game import Game, shared_out
 from dira_core.nn.teacher import Teacher
 from dira_core.parallel import chosen_strategy
 from dira_core.recipe import Recipe

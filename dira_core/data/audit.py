@@ -16,10 +16,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dira_core.builtins import VolumeOptions
 from dira_core.data import Decoded
 from dira_core.data.readers import inspect
 from dira_core.errors import DataError
+from dira_core.source_options import VolumeOptions
 from dira_core.types import Image
 
 if TYPE_CHECKING:

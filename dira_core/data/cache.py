@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from dira_core.builtins import CacheOptions
 from dira_core.data.cacheindex import (
     TYPES,
     Entry,
@@ -23,6 +22,7 @@ from dira_core.data.cacheindex import (
 )
 from dira_core.errors import DataError, RecipeError, did_you_mean
 from dira_core.roles import Source
+from dira_core.source_options import CacheOptions
 from dira_core.types import Image
 
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dira_core.builtins import CacheOptions, is_cache
 from dira_core.data import cacheindex
 from dira_core.data.building import PLAN, begin, owned, write_parts
 from dira_core.data.cache import CacheSource
@@ -24,6 +23,7 @@ from dira_core.data.loader import read_image
 from dira_core.data.manifest import ManifestSource
 from dira_core.data.pieces import Pieces, part_of, piece_of, read_piece, stored
 from dira_core.errors import DataError, ResourceError
+from dira_core.source_options import CacheOptions, is_cache
 
 if TYPE_CHECKING:
     from dira_core.roles import Source

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from dira_core.builtins import IMAGE_SUFFIXES, VOLUME_SUFFIXES, FolderOptions, VolumeOptions
 from dira_core.data.readers import HEAD, read, sniff
 from dira_core.errors import DataError
 from dira_core.roles import Source
+from dira_core.source_options import IMAGE_SUFFIXES, VOLUME_SUFFIXES, FolderOptions, VolumeOptions
 from dira_core.types import Image
 
 SUFFIXES = (*IMAGE_SUFFIXES, *VOLUME_SUFFIXES)

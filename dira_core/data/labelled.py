@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from dira_core.builtins import CsvOptions, MasksOptions, VolumeOptions
 from dira_core.data import Window
 from dira_core.data.folder import FileSource, FolderSource, printable
 from dira_core.data.manifest import column_of, line_number, read_csv
 from dira_core.data.readers import decode_path
 from dira_core.errors import DataError, RecipeError, did_you_mean
+from dira_core.source_options import VolumeOptions
+from dira_core.target_options import CsvOptions, MasksOptions
 from dira_core.targets import Labels, Masks
 
 Array = np.ndarray[Any, Any]
@@ -215,7 +216,7 @@ def file_masks(options: MasksOptions, window: Window) -> FileMasks:
 
 def _paired(options: MasksOptions, window: Window) -> tuple[FileSource, list[Path]]:
     """Pair the images of a folder with the masks of another by their paths without suffix."""
-    from dira_core.builtins import FolderOptions
+    from dira_core.source_options import FolderOptions
 
     if options.masks is None:
         raise RecipeError(

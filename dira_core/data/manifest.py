@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dira_core.builtins import ManifestOptions
 from dira_core.data.folder import FileSource, printable
 from dira_core.errors import DataError, RecipeError, did_you_mean
+from dira_core.source_options import ManifestOptions
 
 
 class ManifestSource(FileSource):

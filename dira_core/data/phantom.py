@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dira_core.builtins import PhantomOptions
 from dira_core.roles import Source
+from dira_core.source_options import PhantomOptions
 from dira_core.types import Image
 
 Plane = np.ndarray[Any, Any]

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dira_core.builtins import Phantom3dOptions
 from dira_core.data.phantom import Dice, bump, ramp
 from dira_core.roles import Source
+from dira_core.source_options import Phantom3dOptions
 from dira_core.types import Image
 
 Field = np.ndarray[Any, Any]

@@ -16,10 +16,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dira_core.builtins import IMAGE_SUFFIXES
 from dira_core.data.folder import printable
 from dira_core.data.shardfiles import Shard
 from dira_core.errors import DataError
+from dira_core.source_options import IMAGE_SUFFIXES
 
 HEADER = 512
 """Bytes of a member's header, right before its content."""

@@ -15,13 +15,13 @@ from typing import Any
 import fsspec
 import numpy as np
 
-from dira_core.builtins import ShardsOptions
 from dira_core.data.readers import read_bytes
 from dira_core.data.shardfiles import Shard, ShardFiles, find, reaching
 from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, scan
 from dira_core.errors import DataError, DiraError, RecipeError
 from dira_core.files import write_atomic
 from dira_core.roles import Blocks, Source
+from dira_core.source_options import ShardsOptions
 from dira_core.types import Image
 
 logger = logging.getLogger("dira")

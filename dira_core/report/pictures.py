@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dira_core.api import Game, shared_out
 from dira_core.build import build_source, build_trio
 from dira_core.data.loader import whole_images
 from dira_core.errors import CheckpointError
 from dira_core.evaluate import Sample, evaluating
+from dira_core.game import Game, shared_out
 from dira_core.layering import file_layer
 from dira_core.metrics import features
 from dira_core.report.page import Pictures, tile

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from dira_core import gather, resolve
-from dira_core.api import Game
 from dira_core.build import build_source, build_trio
+from dira_core.game import Game
 
 SIZE, WIDTH, KEYS = 64, 2048, 65_536
 

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dira_core import Batch, gather, resolve
-from dira_core.api import Game
 from dira_core.bench.timing import alternate
 from dira_core.build import build_source, build_trio
+from dira_core.game import Game
 
 KEYS, DIM, TEMPERATURE, MOMENTUM = 65_536, 128, 0.2, 0.999
 

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image as Pillow
 from typer.testing import CliRunner
 
-from dira_core.builtins import FolderOptions, ManifestOptions
 from dira_core.cli.data import app, report
 from dira_core.data.audit import Spread, audit
 from dira_core.data.folder import FolderSource
 from dira_core.data.manifest import ManifestSource
 from dira_core.errors import DataError, RecipeError
 from dira_core.roles import Source
+from dira_core.source_options import FolderOptions, ManifestOptions
 from dira_core.types import Image
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from dira_core import cli
-from dira_core.api import Game
 from dira_core.bench.save import Saves
 from dira_core.build import build_source, build_trio
 from dira_core.checkpoint import Checkpoints
+from dira_core.game import Game
 from dira_core.recipe import Recipe
 
 ARMS = {

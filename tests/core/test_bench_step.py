@@ -15,10 +15,10 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from dira_core import cli
-from dira_core.api import Game
 from dira_core.bench.bare import BareLoop
 from dira_core.bench.null import null_step
 from dira_core.build import build_source, build_trio
+from dira_core.game import Game
 from dira_core.recipe import Recipe
 from dira_core.trio import Trio
 

@@ -13,10 +13,10 @@ from distributions import offered
 from parts import small_settings, small_trio
 
 from dira_core import Options
-from dira_core.api import Game
 from dira_core.build import axes, build_source, build_trackers, build_trio, place, seeded
 from dira_core.components import Choice
 from dira_core.errors import PluginError, RecipeError
+from dira_core.game import Game
 from dira_core.plugins import make
 from dira_core.recipe import Recipe
 from dira_core.testing import TinySource, choice

@@ -14,7 +14,6 @@ import torch
 from PIL import Image as Pillow
 from typer.testing import CliRunner
 
-from dira_core.builtins import CacheOptions, FolderOptions, ManifestOptions, PhantomOptions
 from dira_core.cli import command_line
 from dira_core.data import cacheindex
 from dira_core.data.cache import CacheSource
@@ -30,6 +29,7 @@ from dira_core.errors import DataError, PluginError, RecipeError, RunFolderError
 from dira_core.layering import data_layer
 from dira_core.roles import Source
 from dira_core.settings import Settings
+from dira_core.source_options import CacheOptions, FolderOptions, ManifestOptions, PhantomOptions
 from dira_core.testing import TinySource
 from dira_core.types import Image
 

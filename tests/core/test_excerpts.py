@@ -11,7 +11,6 @@ import torch
 from parts import small_settings
 from torchvision.transforms.v2 import functional as tv
 
-from dira_core.builtins import CacheOptions
 from dira_core.data.cache import CacheSource
 from dira_core.data.caching import build
 from dira_core.data.excerpts import collected
@@ -20,6 +19,7 @@ from dira_core.errors import RecipeError
 from dira_core.filters import resizing_matrices, resizing_weights
 from dira_core.roles import Source
 from dira_core.settings import Settings
+from dira_core.source_options import CacheOptions
 from dira_core.testing import TinySource
 from dira_core.types import Image
 from dira_core.views import ViewMaker

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dira_core.builtins import PhantomOptions
 from dira_core.data.loader import whole_images
 from dira_core.data.phantom import PhantomSource
 from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split
 from dira_core.roles import Backbone
+from dira_core.source_options import PhantomOptions
 
 
 def plain_knn(z: Tensor, labels: Tensor, train: Tensor, k: int) -> float:

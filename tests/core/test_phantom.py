@@ -10,8 +10,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from dira_core.builtins import PhantomOptions
 from dira_core.data.phantom import CLASSES, Dice, PhantomSource, clouds, draw, edges
+from dira_core.source_options import PhantomOptions
 
 
 def source(n: int = 40, size: int = 64) -> PhantomSource:

@@ -9,7 +9,6 @@ import sys
 import numpy as np
 import pytest
 
-from dira_core.builtins import Phantom3dOptions
 from dira_core.data.phantom import Dice
 from dira_core.data.phantom3d import (
     CLASSES,
@@ -21,6 +20,7 @@ from dira_core.data.phantom3d import (
     draw,
     soft,
 )
+from dira_core.source_options import Phantom3dOptions
 
 SIZE = (24, 40, 44)
 

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dira_core import api
-from dira_core.api import Game, shared_out
 from dira_core.build import build_trio, seeded
 from dira_core.errors import RecipeError
+from dira_core.game import Game, shared_out
 from dira_core.layering import Layer
 from dira_core.parallel import entire
 from dira_core.resolving import resolve
@@ -155,7 +154,7 @@ def test_where_nothing_overflows_fp16_steps_and_keeps_its_scale() -> None:
 def test_the_global_batch_is_kept_on_another_number_of_processes(
     monkeypatch: pytest.MonkeyPatch, world: int, meant: int | None, batch: int, expected: int
 ) -> None:
-    monkeypatch.setattr(api, "world_size", lambda: world)
+    monkeypatch.setattr("dira_core.game.world_size", lambda: world)
     shared = shared_out(Train(batch_size=batch, processes=meant))
     assert (shared.batch_size, shared.processes) == (expected, world)
     assert shared.batch_size * world == batch * (meant or world)
@@ -163,7 +162,7 @@ def test_the_global_batch_is_kept_on_another_number_of_processes(
 
 
 def test_a_global_batch_that_cannot_be_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "world_size", lambda: 3)
+    monkeypatch.setattr("dira_core.game.world_size", lambda: 3)
     with pytest.raises(RecipeError, match="8 images on each of 2 processes .* among 3"):
         shared_out(Train(batch_size=8, processes=2))
 

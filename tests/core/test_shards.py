@@ -19,7 +19,6 @@ import torch
 from PIL import Image as Pillow
 from typer.testing import CliRunner
 
-from dira_core.builtins import FolderOptions, ManifestOptions, PhantomOptions, ShardsOptions
 from dira_core.cli import command_line
 from dira_core.data.folder import FolderSource
 from dira_core.data.loader import Loader
@@ -33,6 +32,7 @@ from dira_core.errors import DataError, RecipeError, RunFolderError
 from dira_core.layering import data_layer
 from dira_core.roles import Source
 from dira_core.settings import Settings
+from dira_core.source_options import FolderOptions, ManifestOptions, PhantomOptions, ShardsOptions
 from dira_core.testing import TinySource
 from dira_core.types import Image
 

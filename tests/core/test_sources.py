@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dira_core.builtins import FolderOptions, ManifestOptions
 from dira_core.data.folder import FolderSource, printable
 from dira_core.data.manifest import ManifestSource
 from dira_core.errors import DataError, RecipeError
+from dira_core.source_options import FolderOptions, ManifestOptions
 
 
 def image(path: Path, seed: int = 0) -> Path:

@@ -17,8 +17,9 @@ from parts import forked, outcome, small_settings, small_trio
 from torch import Tensor, nn
 
 from dira_core import Adversary, Discriminator, Encodings, Objective, Restorer, View
-from dira_core.api import Game, pretrain
+from dira_core.api import pretrain
 from dira_core.data.loader import Crops
+from dira_core.game import Game
 from dira_core.roles import FeaturePass
 from dira_core.runfolder import read_lines
 from dira_core.settings import Settings

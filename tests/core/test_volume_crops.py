@@ -11,7 +11,6 @@ import pytest
 import torch
 from volumes import steps
 
-from dira_core.builtins import FolderOptions, Phantom3dOptions
 from dira_core.data.caching import build
 from dira_core.data.crops import soft_tissue
 from dira_core.data.folder import FolderSource
@@ -20,6 +19,7 @@ from dira_core.data.phantom3d import WINDOW, Phantom3dSource
 from dira_core.data.pieces import VOLUMES
 from dira_core.roles import Source
 from dira_core.settings import Settings
+from dira_core.source_options import FolderOptions, Phantom3dOptions
 
 
 def crops(source: Source, indices: list[int], epoch: int = 0, **views: Any) -> Crops:

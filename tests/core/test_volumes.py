@@ -12,13 +12,13 @@ import SimpleITK as sitk  # noqa: N813
 from pydicom import Dataset, dcmread
 from volumes import itk_axes, noise, steps, write_series
 
-from dira_core.builtins import FolderOptions, ManifestOptions
 from dira_core.data import Decoded
 from dira_core.data.audit import audit
 from dira_core.data.folder import FolderSource
 from dira_core.data.manifest import ManifestSource
 from dira_core.data.readers import inspect, read
 from dira_core.errors import DataError
+from dira_core.source_options import FolderOptions, ManifestOptions
 
 AXES = ["RAS", "LPS", "LAS", "PSR", "SAL", "IRP"]
 ITK_TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"]

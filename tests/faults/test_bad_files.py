@@ -19,11 +19,11 @@ from PIL import Image as Pillow
 from pydicom import Dataset, uid
 from pydicom.dataset import FileMetaDataset
 
-from dira_core.builtins import FolderOptions
 from dira_core.data.audit import audit
 from dira_core.data.folder import FolderSource
 from dira_core.data.readers import read
 from dira_core.errors import DataError
+from dira_core.source_options import FolderOptions
 
 pytestmark = pytest.mark.faults
 

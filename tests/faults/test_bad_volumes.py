@@ -17,11 +17,11 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 from volumes import CANARY, noise, steps, write_series
 
-from dira_core.builtins import FolderOptions
 from dira_core.data.audit import audit
 from dira_core.data.folder import FolderSource
 from dira_core.data.readers import read
 from dira_core.errors import DataError
+from dira_core.source_options import FolderOptions
 
 pytestmark = pytest.mark.faults
 

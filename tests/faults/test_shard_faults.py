@@ -21,11 +21,11 @@ import pytest
 from parts import forked, until_done
 from PIL import Image as Pillow
 
-from dira_core.builtins import ShardsOptions
 from dira_core.data.shardindex import SAMPLE, ShardIndex
 from dira_core.data.sharding import write_shards
 from dira_core.data.shards import INDEX, ShardSource
 from dira_core.errors import DataError
+from dira_core.source_options import ShardsOptions
 from dira_core.testing import TinySource
 from dira_core.types import Image
 

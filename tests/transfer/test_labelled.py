@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dira_core.builtins import CsvOptions, MasksOptions
 from dira_core.data.labelled import csv_labels, file_masks
 from dira_core.errors import DataError, RecipeError
+from dira_core.target_options import CsvOptions, MasksOptions
 
 
 def write(folder: Path, text: str) -> Path:
