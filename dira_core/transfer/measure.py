@@ -89,9 +89,7 @@ def measure_transfer(
             said("early stop  none, too few images could decide: all train, for a fixed time")
         untrained = not begun.provenance["sha256"]
         seen = (
-            Overlap(0, untrained=True)
-            if untrained
-            else overlap(str(weights), target.source, parts.test)
+            Overlap(0, untrained=True) if untrained else overlap(str(weights), target, parts.test)
         )
         said(seen.line())
         if plan.seen == "refuse":

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from kit import Dira
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+import dira_core
 from dira_core import measure_transfer, transfer_plan
 from dira_core.errors import DataError, DiraError, RecipeError, RunFolderError
 from dira_core.export import build, write_parts
@@ -247,12 +250,47 @@ def test_test_images_seen_in_pretraining_are_counted(labelled: Path, tmp_path: P
     plan = transfer_plan("csv", str(labelled), ["target.label=finding", "way=knn"])
     lines: list[str] = []
     found = measure_transfer(run, plan, tmp_path / "out", lines.append).result["pretraining"]
-    assert found == {"images": 16, "why_not": "", "untrained": False}
+    assert found == {"images": 16, "patients": None, "why_not": "", "untrained": False}
     assert "WARNING: pretraining saw 16 of the test images" in lines
     renamed = resolve(gather(data="phantom", preset="fixed")).recipe
     (run / "recipe.toml").write_text(to_toml(renamed))
     other = measure_transfer(run, plan, tmp_path / "other").result["pretraining"]
     assert other["images"] is None
+
+
+def test_images_and_patients_are_known_when_their_files_are_gone(
+    labelled: Path, tmp_path: Path
+) -> None:
+    """One test image is a copy under another name, two show a patient of the pretraining."""
+    folder = tmp_path / "before"
+    folder.mkdir()
+    for i in (0, 2, 40, 41):
+        shutil.copy(labelled.parent / f"{i:02}.png", folder / f"other-{i}.png")
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(folder / "new.png")
+    who = ["other-0.png,a", "other-2.png,b", "other-40.png,c", "other-41.png,", "new.png,p21"]
+    (folder / "list.csv").write_text("\n".join(["image,patient", *who]))
+    given = ["backbone=small-net", "discriminator=simsiam", "restorer=none", "adversary=none"]
+    given += ["train.epochs=1", "train.batch_size=4", "views.size=32", "discriminator.dim=8"]
+    recipe = resolve(gather(data=str(folder / "list.csv"), assignments=given)).recipe
+    dira_core.run(recipe, tmp_path / "run")
+    place = tmp_path / "run/weights/seen.safetensors"
+    first = place.read_bytes()
+    shutil.rmtree(folder)
+    plan = labels_of(labelled, "way=knn")
+    found = measure_transfer(tmp_path / "run", plan, tmp_path / "out").result["pretraining"]
+    assert found == {"images": 2, "patients": 2, "why_not": "", "untrained": False}
+    refusing = labels_of(labelled, "way=knn", "seen=refuse")
+    with pytest.raises(DataError, match=r"saw 2 of the test images, and patients of the same id"):
+        measure_transfer(tmp_path / "run", refusing, tmp_path / "refused")
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(tmp_path / "run/weights/backbone.safetensors", alone)
+    other = measure_transfer(alone, plan, tmp_path / "alone").result["pretraining"]
+    assert other["images"] is None
+    shutil.copy(place, tmp_path / "alone.seen.safetensors")
+    again = measure_transfer(alone, plan, tmp_path / "again").result["pretraining"]
+    assert again == found
+    assert place.read_bytes() == first
 
 
 def test_test_images_seen_in_pretraining_are_refused_before_any_work(
