@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from dira_core import seen
 from dira_core.agreement import agree
 from dira_core.blame import blamed
 from dira_core.build import (
@@ -279,6 +280,15 @@ def play(
     }
     session.settle()
     if first:
+        remember(game, home.path / "weights")
         write_png(home.path / "images/restored.png", sheet(sample), enlarge=2)
         write_atomic(home.path / "summary.json", json.dumps(summary, indent=2).encode())
     return summary
+
+
+def remember(game: Game, weights: Path) -> None:
+    """Write beside the weights which images and patients they were trained on, once."""
+    place = seen.place_of(weights)
+    if not place.exists():
+        initial = game.settings.init if isinstance(game.settings, Recipe) else None
+        seen.with_initial(game.source, initial).write(place)

@@ -212,6 +212,8 @@ def dira_targets() -> Iterable[Component]:
             "training": {
                 "optimizer": {"lr": 1e-3, "schedule": "epoch-cosine"},
                 "epochs": 200,
+                "least_steps": 10,
+                "least_validation": 5,
                 "patience": 20,
                 "plateau": None,
                 "crop": (0.485, 1.0),

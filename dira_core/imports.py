@@ -13,6 +13,7 @@ from dira_core.export import build, write_parts
 from dira_core.files import writing
 from dira_core.plugins import installed
 from dira_core.roles import Backbone, Restorer
+from dira_core.seen import hand_on
 from dira_core.transplant import Report, families, load_into, stem_of
 from dira_core.weightfiles import Header, Parts, read_weights
 
@@ -96,6 +97,7 @@ def import_weights(
     )
     with writing(out, 0):
         write_parts(weights, backbone, found.restorer if found else None, header)
+        hand_on(path, out)
     reports = {"backbone": report} | ({"restorer": found.report} if found else {})
     unfit = () if found else tuple(f"decoder.{name}" for name in parts.restorer)
     return Imported(weights, header, reports, parts.left_out + unfit)

@@ -249,7 +249,7 @@ class Source(ABC):
     Attributes:
         labels: One integer per image for probes, or None. Never used in pretraining.
         words: One pseudo-class per image (a visual word) that becomes `Batch.label`, or None.
-        patients: One integer per image, the same for images of one patient, or None.
+        patients: One integer per image, the same for images of one patient, -1 of nobody, or None.
         classes: What the labels are called, by their number, or None.
         blocks: Which images to read together, where reading them at random is dear, or None.
     """
@@ -279,6 +279,13 @@ class Source(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Return a digest of what the source offers; a resumed run refuses another one."""
+
+    def digest(self, index: int) -> int | None:
+        """Return a number of the image's file, as `dira_core.digests.of_file` does, or None.
+
+        Two images with the same number are the same image, whatever they are called.
+        """
+        return None
 
 
 class Tracker(ABC):

@@ -63,7 +63,8 @@ def transfer(
     """Measure what weights are worth on a labelled task.
 
     fine-tune trains all parameters, and stops when the loss on a tenth of the training part (whole
-    patients) stops falling; masks take the decoder along. linear: logistic regression on frozen
+    patients) stops falling, or where that is too few images, after a fixed number of steps; masks
+    take the decoder along. linear: logistic regression on frozen
     features. knn: their nearest neighbours. Both report features as they are ("plain"), and with
     batch-norm statistics measured on the training images ("re-measured").
 

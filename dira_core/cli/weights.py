@@ -29,8 +29,11 @@ def export(
     """
     from dira_core.export import load
     from dira_core.exports import export, usual_place
+    from dira_core.seen import hand_on
 
-    done = export(load(run), to, out or usual_place(run, to), channels)
+    place = out or usual_place(run, to)
+    done = export(load(run), to, place, channels)
+    hand_on(run, place)
     for path in done.files:
         typer.echo(f"wrote     {path}")
     typer.echo(f"checked   same images through dira and {to} differ by {done.difference:.1e}")

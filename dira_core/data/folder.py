@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from dira_core import digests
 from dira_core.data.readers import HEAD, read, sniff
 from dira_core.errors import DataError
 from dira_core.roles import Source
@@ -56,6 +57,10 @@ class FileSource(Source, ABC):
     def name(self, index: int) -> str:
         """Return the path from the root; characters that a terminal would obey are escaped."""
         return printable(self.paths[index])
+
+    def digest(self, index: int) -> int | None:
+        """Return the number of the bytes of a file, or of a folder of slices."""
+        return digests.of_file(self.path(index))
 
     def fingerprint(self) -> str:
         """Return a digest of the paths and sizes of the files, in order; nothing is opened.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dira_core import digests
 from dira_core.data.folder import FileSource, printable
 from dira_core.errors import DataError, RecipeError, did_you_mean
 from dira_core.source_options import ManifestOptions
@@ -21,7 +22,7 @@ class ManifestSource(FileSource):
     Attributes:
         classes: Texts of the label column over all splits, sorted; a label is a position in it,
             -1 where the column is empty. None without a label column.
-        patients: Numbers of the texts of a column called patient, -1 where it is empty.
+        patients: Digests of the texts of a column called patient, -1 where it is empty.
         splits: Positions in `split_names` of the texts of a column called split, or None.
 
     Raises:
@@ -47,7 +48,7 @@ class ManifestSource(FileSource):
             self.labels = _numbers(_texts(lines, names), self.classes or [])
         if header.count("patient") == 1:
             known = list(_texts(lines, header.index("patient")))
-            self.patients = _numbers(known, sorted(set(known) - {""}))
+            self.patients = digests.of_texts(known)
         if header.count("split") == 1:
             known = list(_texts(lines, header.index("split")))
             self.split_names = sorted(set(known))

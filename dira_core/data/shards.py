@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 import numpy as np
 
+from dira_core import digests
 from dira_core.data.readers import read_bytes
 from dira_core.data.shardfiles import Shard, ShardFiles, find, reaching
 from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, scan
@@ -75,6 +76,14 @@ class ShardSource(Source):
         """Return the shard of an image, and its key there."""
         shard = self._index.shards[int(self._index.samples["shard"][index])][0]
         return f"{shard}/{self._index.keys[index]}"
+
+    def digest(self, index: int) -> int | None:
+        """Return the number of the bytes of the image's member: those of the file it was."""
+        try:
+            sample, data = self._sample(index)
+        except DataError:
+            return None
+        return digests.of_bytes(data[sample.image : sample.image + sample.image_size])
 
     def fingerprint(self) -> str:
         """Return a digest of names and sizes of the shards, and of where images are in them."""

@@ -19,7 +19,7 @@ from dira_core.study.jobs import RESULT, Job
 from dira_core.targets import Labels
 from dira_core.transfer.networks import classifier, start
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.splits import split
+from dira_core.transfer.splits import split, watched
 from dira_core.view_options import sides_of
 
 BATCH = 32
@@ -82,8 +82,12 @@ def _transfer(asked: dict[str, Any]) -> float:
     step = timed(lambda: network(images).sum().backward()) / BATCH
     if labels is None:
         step, forward = 3 * step, 3 * forward  # a decoder costs about twice its encoder
-    epoch = step * len(parts.train) + forward * len(parts.validation)
-    return plan.training.epochs * epoch + forward * len(parts.test)
+    training = plan.training
+    parts = watched(parts, training.least_validation)
+    n, stops = len(parts.train), len(parts.validation)
+    training = training if stops else training.unwatched(n)
+    epoch = step * n * training.passes(n) + forward * stops
+    return training.epochs * epoch + forward * len(parts.test)
 
 
 def timed(function: Callable[[], object]) -> float:

@@ -200,7 +200,7 @@ def _plan(task: Task, cell: Cell, network: Sequence[Layer]) -> dict[str, Any]:
 
 
 def lay_out(jobs: Sequence[Job], study: Path) -> None:
-    """Write what each job is asked for into its folder.
+    """Write what each job is asked for into its folder; anew where it never began.
 
     Raises:
         RunFolderError: A folder holds another job of that name: the study was changed.
@@ -208,7 +208,7 @@ def lay_out(jobs: Sequence[Job], study: Path) -> None:
     for job in jobs:
         folder, text = job.folder(study), json.dumps(job.asked, indent=1)
         path = folder / ASKED
-        if path.is_file():
+        if path.is_file() and any(each.name != ASKED for each in folder.iterdir()):
             before = json.loads(path.read_text())
             changed = [key for key in job.asked if before.get(key) != job.asked[key]]
             if changed:

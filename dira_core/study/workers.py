@@ -22,6 +22,7 @@ GRACE_S = 60.0
 
 PRELOADED = (
     "dira_core.study.work",
+    "dira_core.nn.resnet",
     *("sklearn.linear_model", "sklearn.metrics", "sklearn.model_selection", "scipy.ndimage"),
 )
 """What a job imports, loaded once for all of them: seconds each."""

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from dira_core.precision import Precision
 from dira_core.roles import trainable
 from dira_core.tensorfiles import read_tensors, write_tensors
 from dira_core.transfer.images import Task, pieces
-from dira_core.transfer.plan import Plan
-from dira_core.transfer.splits import Split
+from dira_core.transfer.plan import Plan, Training
+from dira_core.transfer.splits import Array, Split
 from dira_core.types import Progress
 
 STATE, BEST = "state.safetensors", "network.safetensors"
@@ -48,7 +48,7 @@ class Course:
         best_epoch: The epoch that had it, counted from 1.
         waited: Epochs without a lower one since the rate was last lowered.
         scale: What plateaus left of the rate.
-        history: Of every epoch: training loss, validation loss, rate.
+        history: Of every epoch: training loss, validation loss or None, part of the rate left.
     """
 
     epoch: int = 0
@@ -56,21 +56,23 @@ class Course:
     best_epoch: int = 0
     waited: int = 0
     scale: float = 1.0
-    history: list[dict[str, float]] = field(default_factory=list)
+    history: list[dict[str, float | None]] = field(default_factory=list)
 
-    def over(self, plan: Plan) -> bool:
+    def over(self, training: Training) -> bool:
         """Say whether training ends: by its length, or because nothing got better."""
-        training = plan.training
         waiting = self.epoch - self.best_epoch
         return self.epoch >= training.epochs or (self.epoch > 0 and waiting >= training.patience)
 
-    def judge(self, train: float, validation: float, plateau: int | None) -> bool:
-        """Note an epoch; halve the rate after a plateau; return whether it is the best so far."""
+    def judge(self, train: float, validation: float | None, plateau: int | None) -> bool:
+        """Note an epoch; halve the rate after a plateau; return whether it is the best so far.
+
+        Without validation the last epoch is.
+        """
         self.epoch += 1
         self.history.append({"train": train, "validation": validation, "rate": self.scale})
-        better = validation < self.best
-        if better:
-            self.best, self.best_epoch, self.waited = validation, self.epoch, 0
+        if validation is None or validation < self.best:
+            self.best = math.inf if validation is None else validation
+            self.best_epoch, self.waited = self.epoch, 0
             return True
         self.waited += 1
         if plateau is not None and self.waited > plateau:
@@ -81,11 +83,15 @@ class Course:
 class FineTuning:
     """Train a network on a task, from where its folder says it was.
 
+    Batch-norm statistics are those of this training from its first step on: the average of all
+    batches until a running one spans as many. An untrained network's own (0 and 1) or a pretrained
+    one's (of distorted crops) would spoil what is validated in the first fifty steps.
+
     Args:
         network: Whole, on the CPU.
         task: Makes batches.
         loss: Of the network's output, truth, and where it is known.
-        split: Which images.
+        split: Which images; without a validation part training ends when `Training.unwatched` says.
         plan: How.
         precision: Number format and device.
     """
@@ -101,10 +107,17 @@ class FineTuning:
     ) -> None:
         self.network, self.task, self.loss = network, task, loss
         self.split, self.plan, self.precision = split, plan, precision
+        n = len(split.train)
+        self.training = plan.training if len(split.validation) else plan.training.unwatched(n)
         place(network, precision.device, channels_last=plan.channels_last)
         self._optimizer = build_optimizer(
-            [{"params": trainable([network])}], plan.training.optimizer, plan.training.batch_size
+            [{"params": trainable([network])}], self.training.optimizer, self.training.batch_size
         )
+        self._norms = [
+            (module, module.momentum)
+            for module in network.modules()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None
+        ]
         self.course = Course()
 
     def fit(self, folder: Path, said: Callable[[str], None]) -> None:
@@ -122,15 +135,12 @@ class FineTuning:
             self._resume(folder)
             said(f"goes on after epoch {self.course.epoch}")
         saved = time.monotonic()
-        while not self.course.over(self.plan):
+        while not self.course.over(self.training):
             train = self._epoch()
             validation = self.validation_loss()
             self._check(train, validation)
-            best = self.course.judge(train, validation, self.plan.training.plateau)
-            said(
-                f"epoch {self.course.epoch}  train {train:.4g}  validation {validation:.4g}"
-                f"{'  best so far' if best else ''}"
-            )
+            best = self.course.judge(train, validation, self.training.plateau)
+            said(_line(self.course.epoch, train, validation, best))
             with writing(folder, 0):
                 if best:
                     write_tensors(folder / BEST, self.network.state_dict())
@@ -140,11 +150,13 @@ class FineTuning:
         self.network.load_state_dict(read_tensors(folder / BEST))
         self.network.eval()
 
-    def validation_loss(self) -> float:
-        """Return the loss on whole images of the validation part, averaged over images."""
+    def validation_loss(self) -> float | None:
+        """Return the loss on whole images of the validation part, averaged over images, if any."""
+        if not len(self.split.validation):
+            return None
         total = 0.0
         with evaluating(self.network):
-            for piece in pieces(self.split.validation, self.plan.training.batch_size):
+            for piece in pieces(self.split.validation, self.training.batch_size):
                 total += float(self._loss(*self.task.batch(piece))) * len(piece)
         return total / len(self.split.validation)
 
@@ -155,19 +167,19 @@ class FineTuning:
         return output.float().cpu()
 
     def _epoch(self) -> float:
-        training, course = self.plan.training, self.course
-        order = shuffled(len(self.split.train), seed=self.plan.seed, epoch=course.epoch).numpy()
-        batches = list(pieces(self.split.train[order], training.batch_size))
+        training, course, n = self.training, self.course, len(self.split.train)
+        passes, steps = training.passes(n), training.steps(n)
         total = torch.zeros(())
         self.network.train()
-        for number, piece in enumerate(batches):
-            step = course.epoch * len(batches) + number
-            steps = training.epochs * len(batches)
-            progress = Progress(step, steps, course.epoch, training.epochs)
+        for step, (piece, which) in enumerate(self._batches(course.epoch, passes)):
+            done = course.epoch * steps + step
+            progress = Progress(done, training.epochs * steps, course.epoch, training.epochs)
             set_lr(self._optimizer, training.optimizer, progress)
             for group in self._optimizer.param_groups:
                 group["lr"] *= course.scale
-            loss = self._loss(*self.task.crops(piece, course.epoch))
+            for norm, momentum in self._norms:
+                norm.momentum = max(momentum, 1 / (done + 1))
+            loss = self._loss(*self.task.crops(piece, which))
             self._optimizer.zero_grad(set_to_none=True)
             self.precision.backward(loss)
             self.precision.unscale(self._optimizer)
@@ -175,7 +187,14 @@ class FineTuning:
                 nn.utils.clip_grad_norm_(self.network.parameters(), training.optimizer.clip)
             self.precision.step([self._optimizer])
             total += loss.detach().cpu() * len(piece)
-        return float(total) / len(order)
+        return float(total) / (n * passes)
+
+    def _batches(self, epoch: int, passes: int) -> Iterator[tuple[Array, int]]:
+        """Yield the images of each step of an epoch, and the number of the pass they belong to."""
+        for number in range(epoch * passes, (epoch + 1) * passes):
+            order = shuffled(len(self.split.train), seed=self.plan.seed, epoch=number).numpy()
+            for piece in pieces(self.split.train[order], self.training.batch_size):
+                yield piece, number
 
     def _loss(self, images: Tensor, truth: Tensor, known: Tensor) -> Tensor:
         device = self.precision.device
@@ -189,8 +208,8 @@ class FineTuning:
             return images
         return images.to(memory_format=layout(images.dim()))
 
-    def _check(self, *losses: float) -> None:
-        if not all(map(math.isfinite, losses)):
+    def _check(self, *losses: float | None) -> None:
+        if not all(math.isfinite(loss) for loss in losses if loss is not None):
             raise DivergedError(
                 f"the loss of epoch {self.course.epoch + 1} is not finite: use a smaller rate "
                 "(training.optimizer.lr) or --set precision=fp32"
@@ -223,6 +242,13 @@ class FineTuning:
             raise CheckpointError(
                 f"{path} cannot be continued: remove it to start again, or use another --out"
             ) from error
+
+
+def _line(epoch: int, train: float, validation: float | None, best: bool) -> str:
+    line = f"epoch {epoch}  train {train:.4g}"
+    if validation is None:
+        return line
+    return f"{line}  validation {validation:.4g}{'  best so far' if best else ''}"
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from dira_core.transfer.leaks import Overlap, overlap
 from dira_core.transfer.networks import start
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.scoring import csv_text
-from dira_core.transfer.splits import Split, split
+from dira_core.transfer.splits import Split, split, watched
 from dira_core.transfer.ways import Said, predictions, table_name
 
 RESULT, PLAN, ASKED, LOCK = "result.json", "plan.toml", "asked.json", "transfer.lock"
@@ -68,8 +68,8 @@ def measure_transfer(
     parts = split(target.split, target.patients, labels, plan.fraction, plan.split_seed)
     if labels is not None:
         check_truth(labels[parts.test])
-    if plan.way != "fine-tune":  # nothing to stop early
-        parts = replace(parts, train=parts.fit, validation=parts.validation[:0])
+    tuned = plan.way == "fine-tune"  # the others have nothing to stop
+    parts = watched(parts, plan.training.least_validation if tuned else len(target.source))
     asked: dict[str, Any] = {
         "plan": plan.model_dump(mode="json"),
         "weights": dict(begun.provenance),
@@ -85,11 +85,11 @@ def measure_transfer(
             said(note)
         for name, n in sizes(target, parts).items():
             said(f"{name:12}{n}")
+        if tuned and not len(parts.validation):
+            said("early stop  none, too few images could decide: all train, for a fixed time")
         untrained = not begun.provenance["sha256"]
         seen = (
-            Overlap(0, untrained=True)
-            if untrained
-            else overlap(str(weights), target.source, parts.test)
+            Overlap(0, untrained=True) if untrained else overlap(str(weights), target, parts.test)
         )
         said(seen.line())
         if plan.seen == "refuse":

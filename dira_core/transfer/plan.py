@@ -44,6 +44,16 @@ class Training(Options):
 
     epochs: int = Field(1000, ge=1, description="passes over the training part, at most")
     batch_size: int = Field(32, ge=2, description="images a step; batches of an epoch are alike")
+    least_steps: int = Field(
+        20, ge=1, description="steps of an epoch: fewer images are passed over several times"
+    )
+    least_validation: int = Field(
+        20,
+        ge=1,
+        description="images held back to decide when to stop; where they are fewer, none is: all "
+        "train, for few_steps steps at a falling rate",
+    )
+    few_steps: int = Field(300, ge=1, description="steps where no image decides when to stop")
     patience: int = Field(
         10, ge=1, description="epochs without a lower validation loss before training stops"
     )
@@ -56,6 +66,20 @@ class Training(Options):
     crop_p: float = Field(1.0, ge=0, le=1, description="probability of a crop, else all is seen")
     flip_p: float = Field(0.5, ge=0, le=1, description="probability that left and right change")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="of all parameters")
+
+    def passes(self, images: int) -> int:
+        """Return how often an epoch passes over its images."""
+        return -(-self.least_steps // -(-images // self.batch_size))
+
+    def steps(self, images: int) -> int:
+        """Return how many steps an epoch has."""
+        return self.passes(images) * -(-images // self.batch_size)
+
+    def unwatched(self, images: int) -> Training:
+        """Return how to train where no image decides when to stop: to an end that is known."""
+        epochs = min(self.epochs, -(-self.few_steps // self.steps(images)))
+        optimizer = self.optimizer.model_copy(update={"schedule": "cosine"})
+        return self.model_copy(update={"epochs": epochs, "plateau": None, "optimizer": optimizer})
 
 
 class Plan(Options):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,13 @@ def split(
     if not len(train):
         raise DataError("no image is left to train on: the training part has too few patients")
     return Split(train, validation, parts["test"], held_out)
+
+
+def watched(parts: Split, least: int) -> Split:
+    """Let what was held out train as well, where it is fewer images than could decide anything."""
+    if not parts.held_out or len(parts.validation) >= least:
+        return parts
+    return replace(parts, train=parts.fit, validation=parts.validation[:0])
 
 
 def named_parts(column: Sequence[str]) -> dict[str, Array]:

@@ -38,6 +38,8 @@ LUNGS = {
         "optimizer": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "epoch-cosine"},
         "batch_size": 32,
         "epochs": 200,
+        "least_steps": 4,  # Montgomery has no more: part of its labels trains as long
+        "least_validation": 5,
         "patience": 20,
         "plateau": None,
         "crop": (0.485, 1.0),
@@ -55,6 +57,8 @@ def volumes(batch_size: int, patience: int) -> dict[str, Any]:
             "optimizer": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "constant"},
             "batch_size": batch_size,
             "epochs": 10_000,
+            "least_steps": 7,  # LiTS has no more
+            "least_validation": 5,
             "patience": patience,
             "plateau": 6,
             "crop_p": 0.0,

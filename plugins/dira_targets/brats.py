@@ -40,6 +40,10 @@ class Stacked(Source):
         """Return that of the first."""
         return self._sources[0].name(index)
 
+    def digest(self, index: int) -> int | None:
+        """Return that of the first."""
+        return self._sources[0].digest(index)
+
     def fingerprint(self) -> str:
         """Return a digest of those of all."""
         joined = "".join(each.fingerprint() for each in self._sources)

@@ -39,6 +39,7 @@ class Candidates(Source):
         for index, volume in enumerate(of):
             self._within[volume].append(index)
         self._cut: dict[int, Image] = {}
+        self._digests: dict[int, int | None] = {}
         self._frames: dict[int, tuple[np.ndarray, tuple[int, ...]]] = {}
 
     def __len__(self) -> int:
@@ -53,6 +54,13 @@ class Candidates(Source):
         if index not in self._cut:
             self._cut_all(index)
         return self._cut.pop(index)
+
+    def digest(self, index: int) -> int | None:
+        """Return that of its volume."""
+        volume = self._of[index]
+        if volume not in self._digests:
+            self._digests[volume] = self._volumes.digest(volume)
+        return self._digests[volume]
 
     def frame(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """Return the affine of a box, as of an image, and its shape; raises as `read` does."""

@@ -88,5 +88,9 @@ def test_a_changed_study_adds_jobs_but_changes_none(plan: Study, tmp_path: Path)
     lay_out(jobs_of(changed(plan, seeds=[0, 1, 2])), study)
     assert len([*study.rglob("asked.json")]) == 9
     other = [Job(job.name, {**job.asked, "weights": "random:7"}) for job in jobs_of(plan)]
+    lay_out(other, study)  # none of them began
+    assert json.loads((other[-1].folder(study) / "asked.json").read_text()) == other[-1].asked
+    (other[-1].folder(study) / "log.txt").touch()
+    lay_out(other, study)
     with pytest.raises(RunFolderError, match=r"asked for something else \(weights"):
-        lay_out(other, study)
+        lay_out(jobs_of(plan), study)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,25 +10,36 @@ import numpy as np
 import pytest
 import torch
 from kit import Dira
+from PIL import Image
 from sklearn.metrics import roc_auc_score
 
+import dira_core
 from dira_core import measure_transfer, transfer_plan
 from dira_core.errors import DataError, DiraError, RecipeError, RunFolderError
 from dira_core.export import build, write_parts
 from dira_core.layering import gather
+from dira_core.plugins import make
+from dira_core.precision import Precision
 from dira_core.recipe import to_toml
 from dira_core.resolving import resolve
 from dira_core.testing import TinyBackbone
 from dira_core.transfer import finetune
+from dira_core.transfer.finetune import FineTuning
+from dira_core.transfer.images import LabelTask
 from dira_core.transfer.leaks import common
+from dira_core.transfer.losses import one_of_several
 from dira_core.transfer.measure import check_truth
-from dira_core.transfer.networks import segmenter, start
+from dira_core.transfer.networks import classifier, segmenter, start
 from dira_core.transfer.plan import Plan
+from dira_core.transfer.splits import split
 from dira_core.weightfiles import Header
 
 pytestmark = pytest.mark.usefixtures("small_net")
 
-SMALL = ("backbone=small-net", "size=32", "precision=fp32", "decoder=unet", "training.batch_size=8")
+SMALL = (
+    *("backbone=small-net", "size=32", "precision=fp32", "decoder=unet", "training.batch_size=8"),
+    *("training.least_steps=1", "training.least_validation=1"),
+)
 FAST = ("training.optimizer.lr=0.01", "training.crop=[0.7, 1.0]")
 """For a network of three convolutions, and images that a small crop would leave empty."""
 
@@ -101,6 +113,42 @@ def test_fine_tuning_learns_stops_by_itself_and_repeats_bit_for_bit(
     assert (tmp_path / "2/predictions.csv").read_bytes() == same
     assert not (tmp_path / "1" / finetune.STATE).exists()
     assert any("best so far" in line for line in lines)
+
+
+def test_too_few_images_to_stop_by_train_as_well_for_a_fixed_time(
+    labelled: Path, tmp_path: Path
+) -> None:
+    more = ("training.least_validation=5", "training.least_steps=7", "training.few_steps=20")
+    lines: list[str] = []
+    found = measure_transfer(
+        "random:0", labels_of(labelled, *more), tmp_path / "out", lines.append
+    ).result
+    assert found["parts"]["train"]["images"] == 32  # 28, and 4 to stop by
+    assert found["parts"]["validation"]["images"] == 0
+    course = found["training"]
+    assert course["epochs"] == course["best_epoch"] == 3  # of 8 steps: 2 passes of 4 batches
+    assert {epoch["validation"] for epoch in course["history"]} == {None}
+    assert any(line.startswith("early stop  none") for line in lines)
+
+
+def test_statistics_of_batches_count_from_the_first_one(labelled: Path) -> None:
+    plan = labels_of(labelled, "training.least_steps=6", "training.batch_size=32")
+    begun = start("random:0", plan)
+    target = make("target", plan.target, begun.prepare.window)
+    task = LabelTask(target, begun.prepare, plan)
+    parts = split(target.split, target.patients, target.labels, 1.0, 0)
+    network = classifier(begun, 2, 0)
+    seen: list[torch.Tensor] = []
+    first = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    first.register_forward_hook(
+        lambda module, given, _: seen.append(given[0].mean((0, 2, 3))) if module.training else None
+    )
+    precision = Precision("fp32", torch.device("cpu"))
+    tuning = FineTuning(network, task, one_of_several, parts, plan, precision)
+    tuning._epoch()
+    assert len(seen) == 6
+    assert first.running_mean is not None
+    assert torch.allclose(first.running_mean, torch.stack(seen).mean(0), atol=1e-6)
 
 
 def test_a_killed_fine_tuning_goes_on_and_ends_as_one_that_was_not(
@@ -202,12 +250,47 @@ def test_test_images_seen_in_pretraining_are_counted(labelled: Path, tmp_path: P
     plan = transfer_plan("csv", str(labelled), ["target.label=finding", "way=knn"])
     lines: list[str] = []
     found = measure_transfer(run, plan, tmp_path / "out", lines.append).result["pretraining"]
-    assert found == {"images": 16, "why_not": "", "untrained": False}
+    assert found == {"images": 16, "patients": None, "why_not": "", "untrained": False}
     assert "WARNING: pretraining saw 16 of the test images" in lines
     renamed = resolve(gather(data="phantom", preset="fixed")).recipe
     (run / "recipe.toml").write_text(to_toml(renamed))
     other = measure_transfer(run, plan, tmp_path / "other").result["pretraining"]
     assert other["images"] is None
+
+
+def test_images_and_patients_are_known_when_their_files_are_gone(
+    labelled: Path, tmp_path: Path
+) -> None:
+    """One test image is a copy under another name, two show a patient of the pretraining."""
+    folder = tmp_path / "before"
+    folder.mkdir()
+    for i in (0, 2, 40, 41):
+        shutil.copy(labelled.parent / f"{i:02}.png", folder / f"other-{i}.png")
+    rng = np.random.default_rng(1)
+    Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(folder / "new.png")
+    who = ["other-0.png,a", "other-2.png,b", "other-40.png,c", "other-41.png,", "new.png,p21"]
+    (folder / "list.csv").write_text("\n".join(["image,patient", *who]))
+    given = ["backbone=small-net", "discriminator=simsiam", "restorer=none", "adversary=none"]
+    given += ["train.epochs=1", "train.batch_size=4", "views.size=32", "discriminator.dim=8"]
+    recipe = resolve(gather(data=str(folder / "list.csv"), assignments=given)).recipe
+    dira_core.run(recipe, tmp_path / "run")
+    place = tmp_path / "run/weights/seen.safetensors"
+    first = place.read_bytes()
+    shutil.rmtree(folder)
+    plan = labels_of(labelled, "way=knn")
+    found = measure_transfer(tmp_path / "run", plan, tmp_path / "out").result["pretraining"]
+    assert found == {"images": 2, "patients": 2, "why_not": "", "untrained": False}
+    refusing = labels_of(labelled, "way=knn", "seen=refuse")
+    with pytest.raises(DataError, match=r"saw 2 of the test images, and patients of the same id"):
+        measure_transfer(tmp_path / "run", refusing, tmp_path / "refused")
+    alone = tmp_path / "alone.safetensors"
+    shutil.copy(tmp_path / "run/weights/backbone.safetensors", alone)
+    other = measure_transfer(alone, plan, tmp_path / "alone").result["pretraining"]
+    assert other["images"] is None
+    shutil.copy(place, tmp_path / "alone.seen.safetensors")
+    again = measure_transfer(alone, plan, tmp_path / "again").result["pretraining"]
+    assert again == found
+    assert place.read_bytes() == first
 
 
 def test_test_images_seen_in_pretraining_are_refused_before_any_work(

@@ -73,3 +73,34 @@ def test_every_key_of_a_plan_is_explained() -> None:
     keys = {*Plan.model_fields} - {"target", "training"}
     keys |= {f"training.{key}" for key in Training.model_fields}
     assert {key for key in keys if f"`{key}`" not in page} == set()
+
+
+def test_few_images_are_passed_over_until_an_epoch_is_long_enough() -> None:
+    training = Training(batch_size=32, least_steps=20)
+    assert [training.steps(n) for n in (1, 32, 33, 640, 641)] == [20, 20, 20, 20, 21]
+    assert [training.passes(n) for n in (1, 33, 400, 640, 641)] == [20, 10, 2, 1, 1]
+
+
+def test_what_no_image_stops_ends_after_its_steps_at_a_rate_that_falls() -> None:
+    training = Training(batch_size=32, least_steps=20, few_steps=300, epochs=1000, plateau=5)
+    alone = training.unwatched(19)
+    assert alone.epochs * alone.steps(19) == 300
+    assert (alone.plateau, alone.optimizer.schedule) == (None, "cosine")
+    assert alone.optimizer.lr == training.optimizer.lr
+    assert training.model_copy(update={"epochs": 4}).unwatched(19).epochs == 4
+
+
+@pytest.mark.parametrize(
+    ("target", "images", "held_back"),
+    [
+        *[("chestxray14", 78_484, 8_040), ("chexpert", 200_000, 22_000), ("siim-acr", 8_000, 900)],
+        *[("montgomery", 99, 11), ("luna16", 300_000, 60_000), ("lidc-idri", 4_082, 700)],
+        *[("lits", 100, 15), ("brats", 166, 24)],
+    ],
+)
+def test_published_trainings_see_each_image_once_an_epoch_and_stop_early(
+    target: str, images: int, held_back: int
+) -> None:
+    training = transfer_plan(target, "x").training
+    assert training.passes(images) == 1
+    assert training.least_validation <= held_back

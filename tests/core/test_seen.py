@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dira_core import digests
+from dira_core.builtins import CacheOptions, FolderOptions, ManifestOptions, ShardsOptions
+from dira_core.data import caching
+from dira_core.data.cache import CacheSource
+from dira_core.data.folder import FolderSource
+from dira_core.data.manifest import ManifestSource
+from dira_core.data.sharding import write_shards
+from dira_core.data.shards import ShardSource
+from dira_core.errors import CheckpointError
+from dira_core.seen import SEEN, Seen, hand_on, of_image, of_source, place_of, read, with_initial
+from dira_core.testing import TinySource
+
+
+def drawn(folder: Path, n: int, seed: int = 0) -> FolderSource:
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for i in range(n):
+        pixels = rng.integers(0, 256, (9, 12), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return FolderSource(FolderOptions(path=folder))
+
+
+def test_a_digest_is_the_start_of_what_sha256sum_prints(tmp_path: Path) -> None:
+    source = drawn(tmp_path / "a", 1)
+    found = source.digest(0)
+    assert found is not None
+    whole = hashlib.sha256(source.path(0).read_bytes()).hexdigest()
+    assert f"{found % 2**64:016x}" == whole[:16]
+
+
+def test_an_image_is_known_by_its_bytes_whatever_it_is_called(tmp_path: Path) -> None:
+    source = drawn(tmp_path / "a", 3)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b/1.png").rename(tmp_path / "b/another.png")
+    again = FolderSource(FolderOptions(path=tmp_path / "b"))
+    assert np.array_equal(of_source(source).files, of_source(again).files)
+    assert len(of_source(source).files) == 3
+    other = drawn(tmp_path / "c", 3, seed=1)
+    assert not np.isin(of_source(other).files, of_source(source).files).any()
+
+
+def test_shards_hold_the_bytes_of_the_files_and_a_cache_their_pixels(tmp_path: Path) -> None:
+    source = drawn(tmp_path / "a", 4)
+    write_shards(source, tmp_path / "shards", {}, size=2**20)
+    shards = ShardSource(ShardsOptions(path=str(tmp_path / "shards")))
+    assert np.array_equal(of_source(shards).files, of_source(source).files)
+    caching.build(source, tmp_path / "cache", {})
+    cached = of_source(CacheSource(CacheOptions(path=tmp_path / "cache")))
+    assert (len(cached.files), cached.images, cached.unknown) == (0, 4, 0)
+    assert np.array_equal(cached.pixels, np.unique([of_image(source, i) for i in range(4)]))
+
+
+def test_patients_are_known_by_their_id_in_any_list(tmp_path: Path) -> None:
+    drawn(tmp_path / "a", 4)
+    for name, who in (("one", "77,77,8,"), ("two", "9,x,8,77")):
+        lines = [f"a/{i}.png,{patient}" for i, patient in enumerate(who.split(","))]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["image,patient", *lines]) + "\n")
+    one, two = (
+        of_source(ManifestSource(ManifestOptions(path=tmp_path / f"{name}.csv")))
+        for name in ("one", "two")
+    )
+    assert (len(one.patients), len(two.patients)) == (2, 4)
+    assert set(one.patients) < set(two.patients)
+    assert set(one.patients) == set(digests.of_texts(["77", "8"]))
+
+
+def test_it_is_kept_to_the_bit_with_what_its_initial_weights_saw(tmp_path: Path) -> None:
+    first, second = drawn(tmp_path / "a", 3), drawn(tmp_path / "b", 2, seed=1)
+    (tmp_path / "run/weights").mkdir(parents=True)
+    with_initial(first, None).write(tmp_path / "run/weights" / SEEN)
+    both = with_initial(second, str(tmp_path / "run"))
+    assert set(both.files) == set(of_source(first).files) | set(of_source(second).files)
+    assert both.images == 5
+    again = with_initial(first, str(tmp_path / "run"))  # the next stage of the same run
+    assert again.images == 3
+    both.write(tmp_path / "x")
+    back = read(tmp_path / "x")
+    assert np.array_equal(back.files, both.files)
+    assert (back.images, tuple(back.sources)) == (5, both.sources)
+
+
+def test_what_is_not_known_is_said(tmp_path: Path) -> None:
+    assert of_source(TinySource(5)).unknown == 5
+    source = drawn(tmp_path / "a", 3)
+    source.path(1).unlink()
+    assert (of_source(source).images, of_source(source).unknown) == (3, 1)
+    (tmp_path / "foreign.pth").touch()
+    assert with_initial(source, str(tmp_path / "foreign.pth")).gaps == (
+        "what its initial weights (foreign.pth) saw",
+    )
+
+
+def test_it_lies_beside_weights_and_goes_with_them(tmp_path: Path) -> None:
+    (tmp_path / "run/weights").mkdir(parents=True)
+    assert place_of(tmp_path / "run") == tmp_path / "run/weights" / SEEN
+    assert place_of(tmp_path / "run/weights/backbone.safetensors") == place_of(tmp_path / "run")
+    export = tmp_path / "timm.safetensors"
+    hand_on(tmp_path / "run", export)
+    assert not place_of(export).exists()
+    Seen(np.array([-3, 5]), images=2).write(place_of(tmp_path / "run"))
+    hand_on(tmp_path / "run", export)
+    assert place_of(export).name == "timm.seen.safetensors"
+    assert read(place_of(export)).files.tolist() == [-3, 5]
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff" * 40, "cut"])
+def test_a_damaged_one_is_named(damage: bytes | str, tmp_path: Path) -> None:
+    place = tmp_path / SEEN
+    Seen(np.arange(50), images=50).write(place)
+    place.write_bytes(place.read_bytes()[:-9] if isinstance(damage, str) else damage)
+    with pytest.raises(CheckpointError, match="is damaged, or of another dira"):
+        read(place)
