@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dira_core.data.folder import FileSource as FileSource
     from dira_core.data.labelled import FileMasks as FileMasks
     from dira_core.data.labelled import mask_pixels as mask_pixels
+    from dira_core.data.loader import whole_images as whole_images
     from dira_core.data.manifest import read_csv as read_csv
     from dira_core.distributed import gather_rows as gather_rows
     from dira_core.draws import Draws as Draws
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
     from dira_core.operations import distort as distort
     from dira_core.recipe import Recipe as Recipe
     from dira_core.resolving import resolve as resolve
+    from dira_core.revival import load_run as load_run
     from dira_core.roles import Adversary as Adversary
     from dira_core.roles import Backbone as Backbone
     from dira_core.roles import Change as Change
@@ -112,6 +114,7 @@ _PUBLIC = {
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
     "data.folder": ["FileSource"],
     "data.labelled": ["FileMasks", "mask_pixels"],
+    "data.loader": ["whole_images"],
     "data.manifest": ["read_csv"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],
@@ -158,6 +161,7 @@ _PUBLIC = {
     "operations": ["build_distortion", "distort"],
     "recipe": ["Recipe"],
     "resolving": ["resolve"],
+    "revival": ["load_run"],
     "roles": [
         "Adversary",
         "Backbone",

@@ -18,7 +18,7 @@ from dira_core.trio import ModelPlayer
 
 DISCRIMINATORS = installed().names("discriminator")
 
-OF_VOLUMES = {"rubik", "transvw"}
+OF_VOLUMES = {"rubik", "transvw", "rotation3d"}
 
 IMAGES: dict[str, Any] = {
     "data": {"name": "phantom", "n": 16},

@@ -15,6 +15,13 @@ from dira_core.layering import Layer
 from dira_core.plugins import installed
 
 SIZE = (8, 16, 24)
+CUBE = (16, 16, 16)
+TURNED = {"rotation3d", "rotate3d"}
+"""Quarter turns need equal sides."""
+
+
+def size_for(name: str) -> tuple[int, int, int]:
+    return CUBE if name in TURNED else SIZE
 
 
 def of_volumes(kind: Any) -> list[str]:
@@ -47,7 +54,8 @@ def test_the_roles_of_the_paper_are_for_volumes_too() -> None:
 def test_a_step_on_volumes_is_finite_and_reaches_the_backbone(name: str) -> None:
     options = installed().find("discriminator", name).options.model_fields
     narrow = {k: 16 for k, f in options.items() if isinstance(f.default, int) and f.default > 100}
-    played = game(discriminator={"name": name, **narrow})
+    views = {"size": size_for(name), "scale": [0.4, 1.0]}
+    played = game(discriminator={"name": name, **narrow}, views=views)
     trainer = played.trainer
     before = {k: p.detach().clone() for k, p in played.trio.backbone.named_parameters()}
     with closing(played.loader):
@@ -63,13 +71,14 @@ def test_a_distortion_makes_views_of_volumes(name: str) -> None:
     of = {"of": ["inner-cutout", "patch-swap"], "weights": [0.4, 0.6]}
     changes: dict[str, Any] = of if name == "one-of" else {}
     place = "geometry" if name == "flip" else "distort"
+    size = size_for(name)
     played = game(
-        views={"size": SIZE, "scale": [0.4, 1.0], place: [{"name": name, **changes, "p": 1.0}]}
+        views={"size": size, "scale": [0.4, 1.0], place: [{"name": name, **changes, "p": 1.0}]}
     )
     with closing(played.loader):
         batch = played.views(played.loader.crops(range(8), 0), 0, 0)
     for view in batch.views:
-        assert view.image.shape == (8, 1, *SIZE)
+        assert view.image.shape == (8, 1, *size)
         assert view.image.isfinite().all()
         assert (view.image >= 0).all()
         assert (view.image <= 1).all()

@@ -12,17 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dira_core.build import build_source, build_trio
 from dira_core.data.loader import whole_images
-from dira_core.errors import CheckpointError
 from dira_core.evaluate import Sample, evaluating
-from dira_core.game import Game, shared_out
-from dira_core.layering import file_layer
+from dira_core.game import Game
 from dira_core.metrics import features
 from dira_core.report.page import Pictures, tile
-from dira_core.resolving import resolve
-from dira_core.resume import restore
-from dira_core.runfolder import RECIPE, RunFolder
+from dira_core.revival import revived
 from dira_core.trio import Turn, condition, first_rows
 
 ROWS = 6
@@ -46,32 +41,6 @@ def pictures(folder: Path) -> list[Pictures]:
         sample = game.examine(ROWS)
         found = [*restorations(sample), *critic_maps(game, sample), *neighbours(game)]
     return found
-
-
-def parts_of(folder: Path) -> list[Path]:
-    """Return the folders of a run's stages that began; the run itself where it has none."""
-    stages = resolve([file_layer(folder / RECIPE)]).recipe.stages
-    begun = [folder / "stages" / stage.name for stage in stages]
-    return [part for part in begun if part.is_dir()] or [folder]
-
-
-def revived(folder: Path) -> Game:
-    """Build a run's trio anew, with the weights of its newest checkpoint.
-
-    Raises:
-        CheckpointError: There is none.
-    """
-    part = parts_of(folder)[-1]
-    checkpoints = RunFolder(part).checkpoints
-    newest = checkpoints.latest()
-    if newest is None:
-        raise CheckpointError(f"no checkpoint in {part}")
-    recipe = resolve([file_layer(part / RECIPE)]).recipe
-    alone = shared_out(recipe.train.model_copy(update={"device": "cpu"}))
-    recipe = recipe.model_copy(update={"init": None, "train": alone})
-    game = Game(build_trio(recipe), build_source(recipe), recipe)
-    restore(game.trainer, *checkpoints.load(newest))
-    return game
 
 
 def restorations(sample: Sample) -> Iterator[Pictures]:

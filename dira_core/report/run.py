@@ -16,7 +16,8 @@ from dira_core.files import digest
 from dira_core.health import SIGNS
 from dira_core.report.charts import Points, curves
 from dira_core.report.page import Chart, Page, Section
-from dira_core.report.pictures import parts_of, pictures
+from dira_core.report.pictures import pictures
+from dira_core.revival import parts_of
 from dira_core.runfolder import ENVIRONMENT, RECIPE, STATUS, read_lines
 
 METRICS = "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""Rotation prediction: by how many quarter turns was the image rotated?"""
+"""Rotation prediction: how was the image, or the volume, rotated by quarter turns?"""
 
 from __future__ import annotations
 
@@ -13,8 +13,15 @@ if TYPE_CHECKING:
 DIRA_API = 1
 
 
+IN_3D = "arXiv:2006.03829"
+
+
 class Rotate90Options(DistortionOptions):
     """Rotate by 0 to 3 quarter turns; part of the target where it stands in `views.geometry`."""
+
+
+class Rotate3dOptions(DistortionOptions):
+    """Rotate about one of three axes; part of the target where it stands in `views.geometry`."""
 
 
 def build(options: Options, backbone: Backbone) -> Discriminator:
@@ -25,15 +32,22 @@ def build(options: Options, backbone: Backbone) -> Discriminator:
 
 
 def build_rotate90(options: Rotate90Options) -> Distortion:
-    """Make the distortion that rotates."""
-    from dira_rotation.rotation import Rotate90
+    """Make the distortion that rotates images."""
+    from dira_rotation.rotation import Rotate
 
-    return Rotate90()
+    return Rotate(2)
+
+
+def build_rotate3d(options: Rotate3dOptions) -> Distortion:
+    """Make the distortion that rotates volumes."""
+    from dira_rotation.rotation import Rotate
+
+    return Rotate(3)
 
 
 @hookimpl
 def dira_discriminators() -> Iterable[Component]:
-    """Offer rotation prediction with its views, and the optimizer of OpenSelfSup."""
+    """Offer rotation prediction with its views, and the optimizers of OpenSelfSup and Taleb."""
     yield Component(
         "rotation",
         Options,
@@ -54,11 +68,29 @@ def dira_discriminators() -> Iterable[Component]:
             },
         },
     )
+    yield Component(
+        "rotation3d",
+        Options,
+        build,
+        summary="about which axis, by how many quarter turns a volume is rotated",
+        paper=IN_3D,
+        dims=(3,),
+        defaults={
+            "views": {"each": [{"geometry": [{"name": "rotate3d"}]}]},
+            "optimizer": {  # that of its public code
+                "name": "adam",
+                "lr": 1e-4,
+                "lr_batch": None,
+                "weight_decay": 0.0,
+                "schedule": "constant",
+            },
+        },
+    )
 
 
 @hookimpl
 def dira_distortions() -> Iterable[Component]:
-    """Offer the rotation, which says what it did."""
+    """Offer the rotations, which say what they did."""
     yield Component(
         "rotate90",
         Rotate90Options,
@@ -66,4 +98,12 @@ def dira_distortions() -> Iterable[Component]:
         summary="rotates by quarter turns, their number is the label",
         paper="arXiv:1803.07728",
         dims=(2,),
+    )
+    yield Component(
+        "rotate3d",
+        Rotate3dOptions,
+        build_rotate3d,
+        summary="rotates about an axis by quarter turns, which and how many is the label",
+        paper=IN_3D,
+        dims=(3,),
     )

@@ -92,6 +92,33 @@ def discover(
     typer.echo(f"use        dira run --disc transvw --data {out}/")
 
 
+@app.command()
+def score(
+    run: Annotated[Path, typer.Argument(help="folder of a run with --disc transvw")],
+    data: Annotated[Path, typer.Option("--data", help="folder that `dira words discover` wrote")],
+    split: Annotated[
+        str, typer.Option(help="instances of which patients: held-out, train or all")
+    ] = "held-out",
+) -> None:
+    """Say how many cubes a run tells the word of: by default of patients held out, undistorted.
+
+    The weights are those of the newest checkpoint. Chance is one in as many words as there are.
+    """
+    from dira_core import RecipeError
+    from dira_transvw import WordsOptions
+    from dira_transvw.scoring import score
+
+    if split not in ("held-out", "train", "all"):
+        raise RecipeError(f"--split is held-out, train or all: got {split!r}")
+    found = score(run, WordsOptions(path=data, split=split))
+    by_word = found.by_word()
+    lowest = sorted(by_word, key=lambda word: by_word[word])[:MOST_LISTED]
+    typer.echo(f"cubes      {len(found.words)} of {len(set(found.patients))} patients, {split}")
+    typer.echo(f"told       {found.accuracy:.1%} (chance {1 / len(by_word):.1%})")
+    worst = ", ".join(f"word {word} {by_word[word]:.0%}" for word in lowest)
+    typer.echo(f"lowest     {worst}")
+
+
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Callable[[int], object]]:
     """Show a bar on a terminal; yield what moves it on."""

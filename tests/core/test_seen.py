@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from dira_core import digests
-from dira_core.builtins import CacheOptions, FolderOptions, ManifestOptions, ShardsOptions
 from dira_core.data import caching
 from dira_core.data.cache import CacheSource
 from dira_core.data.folder import FolderSource
@@ -18,6 +17,7 @@ from dira_core.data.sharding import write_shards
 from dira_core.data.shards import ShardSource
 from dira_core.errors import CheckpointError
 from dira_core.seen import SEEN, Seen, hand_on, of_image, of_source, place_of, read, with_initial
+from dira_core.source_options import CacheOptions, FolderOptions, ManifestOptions, ShardsOptions
 from dira_core.testing import TinySource
 
 

@@ -117,3 +117,19 @@ def test_what_is_undone_has_the_published_voxels(
     else:
         assert by_axis(inpaint["sides"], CUBE) == [*map(list, inside)]
         assert inpaint["fill"] == outpaint["fill"] == "constant"
+
+
+def test_semantic_genesis_tells_words_and_undoes_what_models_genesis_does() -> None:
+    got = recipe("genesis/semantic")
+    (one_of,) = got.views.distort
+    assert [operation["name"] for operation in one_of.options.model_dump()["of"]] == [
+        "bezier",
+        "pixel-shuffle",
+        "noise-inpaint",
+        "noise-outpaint",
+    ]
+    assert got.discriminator is not None
+    assert got.discriminator.name == "transvw"
+    assert got.discriminator.options.model_dump()["classes"] == 44
+    assert got.restorer is not None
+    assert got.adversary is None

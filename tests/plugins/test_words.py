@@ -15,8 +15,11 @@ import scipy.ndimage
 import torch
 from kit import Dira
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from dira_core import DataError, Image, Source
+from dira_core.plugins import make
+from dira_core.testing import choice
 from dira_transvw import WordsOptions
 from dira_transvw.autoencoder import Autoencoder, fit
 from dira_transvw.discovery import Plan, discover
@@ -337,6 +340,53 @@ def test_from_the_command_line_words_are_found_and_learned(dira: Dira, tmp_path:
     assert code == 0, wrong
     metrics = (tmp_path / "runs/learned/metrics.jsonl").read_text()
     assert "dis/accuracy" in metrics
+    code, said, wrong = dira("words", "score", "runs/learned", "--data", "words")
+    assert (code, wrong) == (0, "")
+    assert "chance 50.0%" in said
+    expected = told(tmp_path / "runs/learned", tmp_path / "words")
+    assert f"cubes      {len(expected)} of 1 patients, held-out" in said
+    assert f"told       {sum(expected) / len(expected):.1%} (" in said
+    code, _, wrong = dira("words", "score", "runs/learned", "--data", "words", "--split", "some")
+    assert (code, wrong.count("\n")) == (2, 1)
+    assert "held-out, train or all" in wrong
     code, _, wrong = dira(*asked[:-2], "--apart", "3")
     assert (code, wrong.count("\n")) == (3, 1)
     assert "begun with other apart" in wrong
+
+
+def told(run: Path, words: Path) -> list[bool]:
+    """Say of each held-out cube, one by one, whether the checkpoint's classifier tells its word."""
+    saved = max((run / "checkpoints").iterdir()) / "model.safetensors"
+    tensors = {k.removeprefix("model."): v for k, v in load_file(saved).items()}
+    parts = {
+        role: {k.removeprefix(f"{role}."): v for k, v in tensors.items() if k.startswith(role)}
+        for role in ("backbone", "discriminator")
+    }
+    backbone = make("backbone", choice("backbone", "unet3d", width=2), 1, 3)
+    backbone.load_state_dict(parts["backbone"])
+    classes = len(parts["discriminator"]["head.0.weight"])
+    head = make(
+        "discriminator", choice("discriminator", "transvw", classes=classes, hidden=4), backbone
+    )
+    head.load_state_dict(parts["discriminator"])
+    source = WordsSource(WordsOptions(path=words, split="held-out"))
+    assert source.words is not None
+    right = []
+    for number, word in enumerate(source.words):
+        pixels = source.read(number).pixels.astype(np.float32) / WHITE
+        cube = torch.from_numpy(pixels)[None, :, :, 2:10, 2:10]  # the middle, as a view is wide
+        with torch.no_grad():
+            scores = head.eval().scores(backbone.eval()(cube)[-1])
+        right.append(int(scores.argmax()) == word)
+    return right
+
+
+def test_only_a_run_that_learned_words_is_scored(dira: Dira, tmp_path: Path) -> None:
+    table = "file,row,split,word,patient,volume,rank,resolution\n"
+    words = tmp_path / "words"
+    words.mkdir()
+    (words / "words.csv").write_text(table + "cubes/00000.safetensors,0,held-out,0,0,a,0,0\n")
+    (words / "dira-source.json").write_text(json.dumps({"source": "words", "version": 1}))
+    code, _, wrong = dira("words", "score", "nowhere", "--data", "words")
+    assert (code, wrong.count("\n")) == (2, 1)
+    assert "nowhere is no run" in wrong

@@ -7,9 +7,9 @@ import pytest
 
 from dira_core.layering import gather
 from dira_core.recipe import to_toml
-from dira_core.report.pictures import parts_of
 from dira_core.report.run import run_page
 from dira_core.resolving import resolve
+from dira_core.revival import parts_of
 
 
 @pytest.fixture

@@ -1,0 +1,173 @@
+"""Encoders of MONAI's networks as backbones: its own modules, in its own order.
+
+MONAI builds the whole network, and what belongs to the encoder is taken out of it, so that layers,
+initial weights and numbers are its own.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from dira_core import Backbone, RecipeError
+from dira_monai import DynUNetOptions, NormOptions, SwinOptions, UNetOptions
+from dira_monai.library import monai
+
+NORMS = {"instance": ("INSTANCE", {"affine": True}), "batch": ("BATCH", {})}
+
+
+def doubling(maps: int, first: int = 1) -> tuple[int, ...]:
+    """Return strides of so many maps, each twice that of the one before."""
+    return tuple(first << level for level in range(maps))
+
+
+def check_sides(images: Tensor, backbone: Backbone, options: NormOptions) -> None:
+    """Refuse images of whose deepest map an instance norm would leave nothing.
+
+    Raises:
+        RecipeError: That map is one voxel large.
+    """
+    sides, stride = images.shape[2:], max(backbone.strides)
+    if options.norm == "instance" and max(sides) <= stride:
+        raise RecipeError(
+            f"an instance norm needs more than one voxel, and the deepest map has a stride of "
+            f"{stride}: got views of {(*sides,)}, set views.size to more than {stride} along an "
+            "axis, or backbone.norm=batch"
+        )
+
+
+class UNetEncoder(Backbone):
+    """Encode images by the way down of MONAI's `UNet`.
+
+    Source: Kerfoot et al., "Left-Ventricle Quantification Using Residual U-Net", STACOM 2018.
+
+    Args:
+        options: Widths, residual units, norm.
+        channels: Channels of an image.
+        dims: Number of spatial axes.
+    """
+
+    def __init__(self, options: UNetOptions, channels: int, dims: int) -> None:
+        super().__init__()
+        self.options, self.in_channels, self.dims = options, channels, dims
+        self.channels = options.widths
+        halved = len(options.widths) - 1
+        self.strides = (*doubling(halved, 2), 1 << halved)
+        network = monai("networks.nets").UNet(
+            dims,
+            channels,
+            channels,
+            options.widths,
+            [2] * halved,
+            num_res_units=options.units,
+            norm=options.norm,
+        )
+        self.levels = nn.ModuleList()
+        below = network.model
+        for _ in range(halved):
+            self.levels.append(below[0])
+            below = below[1].submodule
+        self.levels.append(below)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        check_sides(images, self, self.options)
+        return one_after_the_other(self.levels, images)
+
+    def segments(self) -> list[nn.Module]:
+        """Return the levels."""
+        return [*self.levels]
+
+
+class DynUNetEncoder(Backbone):
+    """Encode images by the way down of MONAI's `DynUNet`.
+
+    Source: Isensee et al., "Automated Design of Deep Learning Methods for Biomedical Image
+    Segmentation", arXiv:1904.08128.
+
+    Args:
+        options: Widths, residual blocks, norm.
+        channels: Channels of an image.
+        dims: Number of spatial axes.
+    """
+
+    def __init__(self, options: DynUNetOptions, channels: int, dims: int) -> None:
+        super().__init__()
+        self.options, self.in_channels, self.dims = options, channels, dims
+        self.channels, maps = options.widths, len(options.widths)
+        self.strides = doubling(maps)
+        halving = [2] * (maps - 1)
+        network = monai("networks.nets").DynUNet(
+            dims,
+            channels,
+            channels,
+            kernel_size=[3] * maps,
+            strides=[1, *halving],
+            upsample_kernel_size=halving,
+            filters=options.widths,
+            norm_name=NORMS[options.norm],
+            res_block=options.residual,
+        )
+        self.levels = nn.ModuleList([network.input_block, *network.downsamples, network.bottleneck])
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        check_sides(images, self, self.options)
+        return one_after_the_other(self.levels, images)
+
+    def segments(self) -> list[nn.Module]:
+        """Return the levels."""
+        return [*self.levels]
+
+
+class SwinEncoder(Backbone):
+    """Encode images by a Swin transformer, and its maps by a block of convolutions each.
+
+    The first map is that of a block on the image itself; the fifth is the transformer's own, as in
+    MONAI's `SwinUNETR`.
+
+    Source: Hatamizadeh et al., "Swin UNETR", BrainLes 2021, arXiv:2201.01266.
+
+    Args:
+        options: Channels of the first map, side of the windows, version, norm.
+        channels: Channels of an image.
+        dims: Number of spatial axes.
+    """
+
+    def __init__(self, options: SwinOptions, channels: int, dims: int) -> None:
+        super().__init__()
+        self.options, self.in_channels, self.dims = options, channels, dims
+        width = options.features
+        self.channels = (width, *(width << level for level in range(5)))
+        self.strides = doubling(6)
+        network = monai("networks.nets").SwinUNETR(
+            channels,
+            channels,
+            feature_size=width,
+            window_size=options.window,
+            norm_name=options.norm,
+            spatial_dims=dims,
+            use_v2=options.v2,
+        )
+        self.transformer = network.swinViT
+        self.blocks = nn.ModuleList(
+            [network.encoder1, network.encoder2, network.encoder3, network.encoder4]
+        )
+        self.deepest = network.encoder10
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        check_sides(images, self, self.options)
+        *shallow, own, deepest = self.transformer(images)
+        inputs = (images, *shallow)
+        pyramid = [block(maps) for block, maps in zip(self.blocks, inputs, strict=True)]
+        return [*pyramid, own, self.deepest(deepest)]
+
+    def segments(self) -> list[nn.Module]:
+        """Return the transformer and the blocks."""
+        return [self.transformer, *self.blocks, self.deepest]
+
+
+def one_after_the_other(levels: nn.ModuleList, images: Tensor) -> list[Tensor]:
+    """Return what each level makes of what the one before made."""
+    pyramid, maps = [], images
+    for level in levels:
+        maps = level(maps)
+        pyramid.append(maps)
+    return pyramid
