@@ -136,9 +136,11 @@ def change_images(images: np.ndarray, plans: Sequence[Todo], results: Sequence[n
     """
     for row, image in enumerate(images):
         for todo, result in zip(plans, results, strict=True):
-            changes = todo.get(row, ())
-            changed = image.copy() if changes else image
-            for change in changes:
-                changed = change(changed)
-            result[row] = changed
-            image = changed
+            place = result[row]
+            place[...] = image
+            image = place
+            for change in todo.get(row, ()):
+                image = change(image)
+            if image is not place:
+                place[...] = image
+                image = place

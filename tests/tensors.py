@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -42,3 +43,16 @@ class Largest(TorchDispatchMode):
         if isinstance(result, Tensor) and self.dtype in (None, result.dtype):
             self.numbers = max(self.numbers, result.numel())
         return result
+
+
+def triangle_weights(side: int, size: int) -> np.ndarray:
+    """Return the weight of each of `side` pixels in each of `size`: (size, side) float64.
+
+    A triangle as wide as two pixels of the result, or of the source where those are wider.
+    """
+    scale = side / size
+    reach = max(scale, 1.0)
+    centre = (np.arange(size)[:, None] + 0.5) * scale
+    near = np.maximum(0.0, 1.0 - np.abs(np.arange(side) + 0.5 - centre) / reach)
+    weights: np.ndarray = near / near.sum(1, keepdims=True)
+    return weights

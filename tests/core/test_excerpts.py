@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from parts import small_settings
+from tensors import triangle_weights
 from torchvision.transforms.v2 import functional as tv
 
 from dira_core.data.cache import CacheSource
@@ -16,7 +17,7 @@ from dira_core.data.caching import build
 from dira_core.data.excerpts import collected
 from dira_core.data.loader import CropDataset, Request
 from dira_core.errors import RecipeError
-from dira_core.filters import resizing_matrices, resizing_weights
+from dira_core.filters import resizing_matrices
 from dira_core.roles import Source
 from dira_core.settings import Settings
 from dira_core.source_options import CacheOptions
@@ -52,7 +53,7 @@ def test_matrices_are_those_of_single_images_and_zero_beyond() -> None:
     sides = torch.tensor([5, 16, 61])
     found = resizing_matrices(sides, 16, 61)
     for side, matrix in zip(sides.tolist(), found, strict=True):
-        wanted = torch.from_numpy(resizing_weights(side, 16)).float()
+        wanted = torch.from_numpy(triangle_weights(side, 16)).float()
         torch.testing.assert_close(matrix[:, :side], wanted, atol=1e-7, rtol=0)
         assert (matrix[:, side:] == 0).all()
 

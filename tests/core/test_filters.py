@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from tensors import triangle_weights
 
 from dira_core.buffers import Buffers
-from dira_core.filters import blurring, filtered, resizing, resizing_weights
+from dira_core.filters import blurring, filtered, resizing
 
 SHAPES = [(1, 20, 30), (3, 17, 64), (2, 9, 12, 16)]
 
@@ -63,7 +64,7 @@ def test_every_layout_and_type_is_filtered_alike_and_left_alone(
 
 @pytest.mark.parametrize(("side", "size"), [*itertools.product([8, 9, 31, 64], [8, 13, 64])])
 def test_taps_of_a_resize_hold_its_weights(side: int, size: int) -> None:
-    weights, taps = resizing_weights(side, size), resizing(side, size)
+    weights, taps = triangle_weights(side, size), resizing(side, size)
     assert np.allclose(weights.sum(1), 1)
     dense, ends = np.zeros((size, side)), [*taps.starts.tolist()[1:], len(taps.lines)]
     for row, (start, end) in enumerate(zip(taps.starts.tolist(), ends, strict=True)):

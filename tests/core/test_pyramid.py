@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
+from tensors import triangle_weights
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as torchvision_functional
@@ -22,7 +23,6 @@ from dira_core.data.pyramid import (
     resize,
 )
 from dira_core.draws import Draws
-from dira_core.filters import resizing_weights
 from dira_core.types import Image
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -146,7 +146,7 @@ def test_a_volume_is_resized_along_each_axis(shape: tuple[int, ...]) -> None:
     expected = pixels
     for axis, side in enumerate(shape[1:], start=1):
         expected = np.moveaxis(
-            np.tensordot(resizing_weights(side, 10), expected, (1, axis)), 0, axis
+            np.tensordot(triangle_weights(side, 10), expected, (1, axis)), 0, axis
         )
     assert np.abs(resize(pixels, 10) - expected).max() < 1e-3
 
