@@ -21,6 +21,7 @@ from dira_core.cli import (
     verify,
     weights,
 )
+from dira_core.cli.telling import tell
 from dira_core.components import Command
 from dira_core.errors import DiraError
 from dira_core.loading import said
@@ -33,7 +34,7 @@ def main() -> None:
         command_line()(prog_name="dira")
     except DiraError as error:
         # no markup: rich would swallow "[cpu]"
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}", err=True)
         sys.exit(error.exit_code)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dira_core.cli.telling import tell
 from dira_core.errors import RecipeError
 
 
@@ -51,7 +52,7 @@ def localize(
 
     folder = out or transfer / "localize"
     names = dict(map(_pair, renamed or []))
-    found = compare(transfer, truth, folder, renamed=names, overlays=overlays, said=typer.echo)
+    found = compare(transfer, truth, folder, renamed=names, overlays=overlays, said=tell)
     for line in tables(found["findings"]):
         typer.echo(line)
     typer.echo(f"result      {folder / RESULT}")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dira_core.cli.telling import tell
 from dira_core.layering import Layer
 from dira_core.plugins import installed
 from dira_core.transfer.plan import Plan, transfer_plan
@@ -90,10 +91,10 @@ def transfer(
     from dira_core.transfer.measure import measure_transfer
 
     folder = out or Path("transfers") / title(weights, plan)
-    done = measure_transfer(weights, plan, folder, typer.echo)
+    done = measure_transfer(weights, plan, folder, tell)
     for line in table(done.result["scores"]):
         typer.echo(line)
-    typer.echo(f"result      {folder}/result.json")
+    tell(f"result      {folder}/result.json")
 
 
 def targets() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def write(original: Pretrained, there: Pretrained, to: str, out: Path) -> Writte
     twin.network.load_state_dict(dict(twin.state))
     found = within(_difference(original, there, twin.network), LIMIT, to)
     write_tensors(out, twin.state, there.header.metadata())
-    code = f'{twin.code}\nmodel.load_state_dict(load_file("{out.name}"))\nmodel.eval()'
+    code = f"{twin.code}\nmodel.load_state_dict(load_file({json.dumps(out.name)}))\nmodel.eval()"
     return Written([out], found, f"from safetensors.torch import load_file\n{code}", twin.note)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def write(original: Pretrained, there: Pretrained, to: str, out: Path) -> Writte
             found = max(found, within(off, LIMIT, "onnxruntime"))
             os.replace(draft, path)
     code = (
-        f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{out.name}")\n'
+        f"import onnxruntime\n\nsession = onnxruntime.InferenceSession({json.dumps(out.name)})\n"
         "# image: float32, (batch, channels, height, width)\nfeatures, *maps = session.run(None, "
         '{"image": image})'
     )

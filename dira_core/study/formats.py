@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from dira_core.data.folder import printable
 from dira_core.study.tables import Table, Text
 
 TEX = {
@@ -20,6 +21,7 @@ TEX = {
     "✗": r"$\times$",
     "<": "$<$",
     ">": "$>$",
+    **{character: f"{{{character}}}" for character in "[]*"},  # after a line's end they are options
 }
 MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&])")
 
@@ -44,7 +46,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    return MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+    return MARKDOWN.sub(r"\\\1", printable(" ".join(text.split())))
 
 
 def latex(tables: Sequence[Table]) -> str:
@@ -73,7 +75,7 @@ def _latex(table: Table) -> str:
 
 
 def _tex(text: str) -> str:
-    return "".join(TEX.get(character, character) for character in text)
+    return "".join(TEX.get(character, character) for character in printable(" ".join(text.split())))
 
 
 def html(tables: Sequence[Table]) -> str:

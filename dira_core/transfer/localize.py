@@ -27,7 +27,7 @@ from dira_core.transfer.images import LabelTask
 from dira_core.transfer.networks import Classifier
 from dira_core.transfer.overlays import overlay
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.scoring import Predicted, csv_text, file_cell
+from dira_core.transfer.scoring import Predicted, csv_text, file_cell, text_cell
 from dira_core.transfer.splits import split
 from dira_core.transfer.truths import SYNONYMS, Truth, read_truths
 from dira_core.transfer.ways import Said
@@ -271,7 +271,7 @@ def summary(cases: Sequence[Case]) -> dict[str, Any]:
 
 
 def _cells(case: Case) -> Iterator[str]:
-    yield case.label
+    yield text_cell(case.label)
     yield "" if case.hit is None else f"{case.hit:d}"
     yield f"{case.chance:.4g}"
     yield f"{len(case.found)}"

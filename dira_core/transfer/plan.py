@@ -51,9 +51,11 @@ class Training(Options):
         20,
         ge=1,
         description="images held back to decide when to stop; where they are fewer, none is: all "
-        "train, for few_steps steps at a falling rate",
+        "train, few_passes times at a falling rate",
     )
-    few_steps: int = Field(300, ge=1, description="steps where no image decides when to stop")
+    few_passes: int = Field(
+        50, ge=1, description="passes over the images where none decides when to stop"
+    )
     patience: int = Field(
         10, ge=1, description="epochs without a lower validation loss before training stops"
     )
@@ -77,7 +79,7 @@ class Training(Options):
 
     def unwatched(self, images: int) -> Training:
         """Return how to train where no image decides when to stop: to an end that is known."""
-        epochs = min(self.epochs, -(-self.few_steps // self.steps(images)))
+        epochs = min(self.epochs, -(-self.few_passes // self.passes(images)))
         optimizer = self.optimizer.model_copy(update={"schedule": "cosine"})
         return self.model_copy(update={"epochs": epochs, "plateau": None, "optimizer": optimizer})
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from dira_core.data.folder import printable
 from dira_core.roles import Source
 from dira_core.targets import Labelled, Labels, Masks
 from dira_core.transfer.images import MaskTask, pieces
@@ -129,9 +130,14 @@ def file_cell(source: Source, index: int) -> str:
     return f"./{name}" if name.startswith(FORMULA) else name
 
 
+def text_cell(text: str) -> str:
+    """Return a text from a file, printable; what looks like a formula gets an apostrophe before."""
+    return f"'{printable(text)}" if text.lstrip().startswith(FORMULA) else printable(text)
+
+
 def csv_text(predicted: Predicted) -> str:
     """Return the table as the text of a CSV file."""
     file = io.StringIO(newline="")
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerows([predicted.header, *predicted.rows])
+    writer.writerows([map(text_cell, predicted.header), *predicted.rows])
     return file.getvalue()

@@ -53,7 +53,7 @@ def library(to: str) -> None:
 
 def loaded(card: Path) -> nn.Module:
     """Run the code of a model card as a reader would, in its folder."""
-    code = re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
+    code = re.search(r"```python\n(.*?)\n```\n", card.read_text(), re.DOTALL)
     assert code is not None
     names: dict[str, Any] = {}
     exec(code[1].replace('load_file("', f'load_file("{card.parent}/'), names)
@@ -85,10 +85,11 @@ def test_the_code_of_the_card_gives_a_network_with_the_same_output(
     tmp_path: Path, grey: Pretrained, to: str, channels: int | None
 ) -> None:
     library(to)
-    done = export(grey, to, tmp_path / "new" / f"{to}.safetensors", channels)
+    name = f'{to}") ``` \\n'  # code that quotes it wrongly does something else
+    done = export(grey, to, tmp_path / "new" / f"{name}.safetensors", channels)
     assert done.difference <= (0 if channels is None else 1e-12)
-    assert [path.name for path in done.files] == [f"{to}.safetensors", f"{to}.md"]
-    model = loaded(tmp_path / "new" / f"{to}.md")
+    assert [path.name for path in done.files] == [f"{name}.safetensors", f"{name}.md"]
+    model = loaded(tmp_path / "new" / f"{name}.md")
     names = load_file(done.files[0]).keys()
     assert names == model.state_dict().keys()
     assert not [name for name in names if name.startswith("fc.")]

@@ -118,7 +118,7 @@ def test_fine_tuning_learns_stops_by_itself_and_repeats_bit_for_bit(
 def test_too_few_images_to_stop_by_train_as_well_for_a_fixed_time(
     labelled: Path, tmp_path: Path
 ) -> None:
-    more = ("training.least_validation=5", "training.least_steps=7", "training.few_steps=20")
+    more = ("training.least_validation=5", "training.least_steps=7", "training.few_passes=5")
     lines: list[str] = []
     found = measure_transfer(
         "random:0", labels_of(labelled, *more), tmp_path / "out", lines.append

@@ -81,13 +81,14 @@ def test_few_images_are_passed_over_until_an_epoch_is_long_enough() -> None:
     assert [training.passes(n) for n in (1, 33, 400, 640, 641)] == [20, 10, 2, 1, 1]
 
 
-def test_what_no_image_stops_ends_after_its_steps_at_a_rate_that_falls() -> None:
-    training = Training(batch_size=32, least_steps=20, few_steps=300, epochs=1000, plateau=5)
+def test_what_no_image_stops_ends_after_its_passes_at_a_rate_that_falls() -> None:
+    training = Training(batch_size=32, least_steps=20, few_passes=50, epochs=1000, plateau=5)
     alone = training.unwatched(19)
-    assert alone.epochs * alone.steps(19) == 300
+    assert (alone.epochs, alone.passes(19), alone.steps(19)) == (3, 20, 20)
+    assert [training.unwatched(n).epochs for n in (158, 640)] == [13, 50]
     assert (alone.plateau, alone.optimizer.schedule) == (None, "cosine")
     assert alone.optimizer.lr == training.optimizer.lr
-    assert training.model_copy(update={"epochs": 4}).unwatched(19).epochs == 4
+    assert training.model_copy(update={"epochs": 4}).unwatched(640).epochs == 4
 
 
 @pytest.mark.parametrize(
