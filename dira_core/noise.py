@@ -58,8 +58,8 @@ class Noise:
         _scramble(numbers >> np.uint32(1), self.keys[row].tolist(), words, scratch)
         words >>= numbers % np.uint32(2) * np.uint32(16)
         words &= np.uint32(_HALF)
-        part: np.ndarray = np.multiply(words, np.float32(_STEP), dtype=np.float32)
-        return part
+        found: np.ndarray = np.multiply(words, np.float32(_STEP), dtype=np.float32)
+        return found
 
 
 def _scramble(
