@@ -13,6 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,8 +70,8 @@ class Draws:
     ) -> Tensor:
         """Return (B, *shape) float32 in [low, high); bounds broadcast. Equal bounds give `low`."""
         unit = self._words(slot, shape).bitwise_right_shift_(8).float().mul_(2.0**-24)
-        if isinstance(low, int | float) and isinstance(high, int | float) and (low, high) == (0, 1):
-            return unit
+        if not isinstance(low, Tensor) and not isinstance(high, Tensor):
+            return unit if (low, high) == (0, 1) else _between(low, high, unit)
         low, high = self._bound(low), self._bound(high)
         # Rounding may lift the largest numbers onto `high`, which the interval leaves out.
         return torch.minimum(low + (high - low) * unit, torch.nextafter(high, low))
@@ -121,6 +122,13 @@ class Draws:
         if isinstance(value, Tensor):
             return value.float()
         return torch.full((), value, device=self.device, dtype=torch.float32)
+
+
+def _between(low: float, high: float, unit: Tensor) -> Tensor:
+    """Map numbers in [0, 1) to [low, high), in place; what a tensor for each bound would give."""
+    first, last = np.float32(low), np.float32(high)
+    highest = np.nextafter(last, first)
+    return unit.mul_(float(last - first)).add_(float(first)).clamp_(max=float(highest))
 
 
 def shuffled(n: int, *, seed: int, epoch: int) -> Tensor:

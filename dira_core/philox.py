@@ -6,6 +6,7 @@ Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011: P
 from __future__ import annotations
 
 import functools
+import sys
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ def _round_keys(key: int) -> list[tuple[int, int]]:
 @functools.lru_cache(1024)
 def _round_columns(key: int) -> np.ndarray:
     """Return the key words of each round, (rounds, 2, 1); an epoch asks with the same keys."""
-    return np.array(_round_keys(key), np.uint64)[..., None]
+    return np.array(_round_keys(key), np.uint32)[..., None]
 
 
 def _words_on_cpu(index: np.ndarray, blocks: int, key: int) -> np.ndarray:
@@ -100,20 +101,22 @@ def _words_on_cpu(index: np.ndarray, blocks: int, key: int) -> np.ndarray:
 
 
 def _scrambled(samples: np.ndarray, numbers: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """Scramble the counters of some samples and blocks: (samples * blocks, 4) uint64."""
-    counter = np.zeros((4, len(samples), len(numbers)), np.uint64)
+    """Scramble the counters of some samples and blocks: (samples * blocks, 4) uint32."""
+    counter = np.zeros((4, len(samples), len(numbers)), np.uint32)
     counter[0], counter[1] = (samples & _MASK)[:, None], (samples >> _HALF)[:, None]
     counter[2] = numbers
     even, odd = counter[::2].reshape(2, -1), counter[1::2].reshape(2, -1)
-    product = np.empty_like(even)
-    for round_key in keys:
-        np.multiply(even, _FACTORS, out=product)
-        np.right_shift(product[::-1], _HALF, out=even)
-        even ^= odd
+    # Words lie in halves of products: while one is written, `odd` is still in the other.
+    products = np.empty((2, *even.shape), np.uint64)
+    halves = products[:, ::-1].view(np.uint32).reshape(2, *even.shape, 2)
+    for number, round_key in enumerate(keys):
+        np.multiply(even, _FACTORS, out=products[number % 2])
+        np.bitwise_xor(halves[number % 2, ..., _HIGH], odd, out=even)
         even ^= round_key
-        np.bitwise_and(product[::-1], _MASK, out=odd)
+        odd = halves[number % 2, ..., 1 - _HIGH]
     return np.stack((even[0], odd[0], even[1], odd[1]), -1)
 
 
 _FACTORS = np.array(_MULTIPLIERS, np.uint64)[:, None]
 _HALF, _MASK = np.uint64(32), np.uint64(WORD)
+_HIGH = int(sys.byteorder == "little")

@@ -129,8 +129,9 @@ Place = tuple[slice, ...]
 
 def places(first: Tensor, side: Tensor) -> list[list[Place]]:
     """Return where the blocks of each image are; blocks with a side of 0 are nowhere."""
-    edges = torch.stack([first, first + side], -1).tolist()
-    kept = side.amin(-1).tolist()
+    starts, sides = first.numpy(), side.numpy()  # which makes lists in a fraction of torch's time
+    edges = np.stack([starts, starts + sides], -1).tolist()
+    kept: list[list[bool]] = np.all(sides, axis=-1).tolist()
     return [
         [
             (slice(None), *(slice(*pair) for pair in block))
