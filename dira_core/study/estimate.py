@@ -19,7 +19,7 @@ from dira_core.study.jobs import RESULT, Job
 from dira_core.targets import Labels
 from dira_core.transfer.networks import classifier, start
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.splits import split, watched
+from dira_core.transfer.splits import split_of, watched
 from dira_core.view_options import sides_of
 
 BATCH = 32
@@ -71,7 +71,7 @@ def _transfer(asked: dict[str, Any]) -> float:
     begun = start("random", plan)
     target = make("target", plan.target, begun.prepare.window)
     labels = target.labels if isinstance(target, Labels) else None
-    parts = split(target.split, target.patients, labels, plan.fraction, plan.split_seed)
+    parts = split_of(target, plan)
     network = classifier(begun, 2, 0)
     sides = sides_of(begun.prepare.size, begun.backbone.dims)
     images = torch.zeros(BATCH, begun.prepare.channels, *sides)

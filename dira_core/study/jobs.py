@@ -82,8 +82,8 @@ class Weights:
 def jobs_of(study: Study) -> list[Job]:
     """Return all jobs, in the order they are best done: pretrainings, then what is soon compared.
 
-    Where seeds share their weights, frozen features are measured with the first seed alone: the
-    others could not but find the same.
+    Where seeds share weights and labels, frozen features are measured with the first seed alone:
+    the others could not but find the same.
 
     Raises:
         RecipeError: A recipe or a task is wrong, or recipes cannot be compared.
@@ -110,10 +110,12 @@ def jobs_of(study: Study) -> list[Job]:
         for way, fraction in itertools.product(task.ways, task.fractions)
     ]
     for name, way, fraction in sorted(places, key=lambda p: (p[1] == "fine-tune", p[2])):
+        drawn = fraction < 1 and study.label_seeds == "each"
         for weights in several:
-            if way == "fine-tune" or weights.first:
+            if way == "fine-tune" or weights.first or drawn:
                 cell = Cell(weights.recipe, weights.arm, name, way, fraction, weights.seed)
-                job = _transfer(study.targets[name], cell, weights, network)
+                seeded = [*network, Layer.at("seeds", ("label_seed",), cell.seed if drawn else 0)]
+                job = _transfer(study.targets[name], cell, weights, seeded)
                 found[job.name] = job
     return [*found.values()]
 
@@ -171,13 +173,13 @@ def _pretraining(study: Study, name: str, arm: Arm, seed: int) -> Job:
     return Job(f"pretrain/{name}-{arm}-seed{seed}", asked)
 
 
-def _transfer(task: Task, cell: Cell, weights: Weights, network: Sequence[Layer]) -> Job:
+def _transfer(task: Task, cell: Cell, weights: Weights, layers: Sequence[Layer]) -> Job:
     label = f"{cell.recipe}-{cell.arm}" if cell.recipe else cell.arm
     asked: dict[str, Any] = {
         "kind": "transfer",
         "weights": weights.source,
         "after": weights.after,
-        "plan": _plan(task, cell, network),
+        "plan": _plan(task, cell, layers),
     }
     if task.truth is not None and cell.way == "fine-tune":
         asked["localize"] = {"truth": task.truth, "renamed": task.renamed}
@@ -185,9 +187,9 @@ def _transfer(task: Task, cell: Cell, weights: Weights, network: Sequence[Layer]
     return Job(f"transfer/{place}", asked, weights.after, cell)
 
 
-def _plan(task: Task, cell: Cell, network: Sequence[Layer]) -> dict[str, Any]:
+def _plan(task: Task, cell: Cell, layers: Sequence[Layer]) -> dict[str, Any]:
     flags = [
-        *network,
+        *layers,
         Layer.at("ways", ("way",), cell.way),
         Layer.at("fractions", ("fraction",), cell.fraction),
         Layer.at("seeds", ("seed",), cell.seed),

@@ -73,6 +73,11 @@ class Study(Options):
         "every seed, as in the paper; what differs between pretrainings stays unseen, and frozen "
         "features have nothing to vary",
     )
+    label_seeds: Literal["each", "first"] = Field(
+        "each",
+        description="each: every seed draws the labels of a fraction anew, for all arms the same; "
+        "first: all seeds have those of the first, and which few labels they are stays unseen",
+    )
     pretrain: Pretraining = Field(
         default_factory=Pretraining, description="what all recipes have in common"
     )

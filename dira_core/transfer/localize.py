@@ -28,7 +28,7 @@ from dira_core.transfer.networks import Classifier
 from dira_core.transfer.overlays import overlay
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.scoring import Predicted, csv_text, file_cell, text_cell
-from dira_core.transfer.splits import split
+from dira_core.transfer.splits import split_of
 from dira_core.transfer.truths import SYNONYMS, Truth, read_truths
 from dira_core.transfer.ways import Said
 from dira_core.weightfiles import Header
@@ -110,7 +110,7 @@ def tuned(folder: Path) -> Tuned:
         raise CheckpointError(f"{folder / BEST} does not fit: do the transfer again") from error
     device = resolve_device(plan.device)
     place(classifier.eval(), device, channels_last=plan.channels_last)
-    parts = split(target.split, target.patients, target.labels, plan.fraction, plan.split_seed)
+    parts = split_of(target, plan)
     learned = frozenset(np.union1d(parts.train, parts.validation).tolist())
     return Tuned(classifier, target, LabelTask(target, prepare, plan), learned, device)
 

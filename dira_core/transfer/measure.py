@@ -23,7 +23,7 @@ from dira_core.transfer.leaks import Overlap, overlap
 from dira_core.transfer.networks import start
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.scoring import csv_text
-from dira_core.transfer.splits import Split, split, watched
+from dira_core.transfer.splits import Split, split_of, watched
 from dira_core.transfer.ways import Said, predictions, table_name
 
 RESULT, PLAN, ASKED, LOCK = "result.json", "plan.toml", "asked.json", "transfer.lock"
@@ -65,7 +65,7 @@ def measure_transfer(
     begun = start(str(weights), plan)
     target: Labelled = make("target", plan.target, begun.prepare.window)
     labels = target.labels if isinstance(target, Labels) else None
-    parts = split(target.split, target.patients, labels, plan.fraction, plan.split_seed)
+    parts = split_of(target, plan)
     if labels is not None:
         check_truth(labels[parts.test])
     tuned = plan.way == "fine-tune"  # the others have nothing to stop

@@ -91,9 +91,8 @@ class Plan(Options):
     way: Way = Field("fine-tune", description="how the weights are used")
     fraction: float = Field(1.0, gt=0, le=1, description="of the training labels that are used")
     seed: int = Field(0, ge=0, lt=2**32, description="of new layers, of order and of crops")
-    split_seed: int = Field(
-        0, ge=0, lt=2**32, description="of random parts and label fractions: the same for all seeds"
-    )
+    split_seed: int = Field(0, ge=0, lt=2**32, description="of random parts")
+    label_seed: int = Field(0, ge=0, lt=2**32, description="of which labels a fraction takes")
     backbone: Annotated[Choice | None, Chosen("backbone", optional=True)] = Field(
         None, description="where the weights do not say; none is resnet50"
     )

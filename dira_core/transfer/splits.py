@@ -1,7 +1,7 @@
 """Which images train, which stop training, which are scored; and label fractions of the first.
 
-Whole patients go one way, never their images one by one. All is decided by a seed of its own, so
-that every network and every training seed meets the same images.
+Whole patients go one way, never their images one by one. Seeds of their own decide, so that every
+network and every training seed can meet the same images.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import torch
 
 from dira_core.draws import Draws
 from dira_core.errors import DataError, did_you_mean
+from dira_core.targets import Labelled, Labels
+from dira_core.transfer.plan import Plan
 
 Array = np.ndarray[Any, Any]
 
@@ -58,12 +60,20 @@ class Split:
         return np.union1d(self.train, self.validation) if self.held_out else self.train
 
 
+def split_of(target: Labelled, plan: Plan) -> Split:
+    """Split the images of a target as a plan says; see `split`."""
+    labels = target.labels if isinstance(target, Labels) else None
+    seeds = plan.split_seed, plan.label_seed
+    return split(target.split, target.patients, labels, plan.fraction, *seeds)
+
+
 def split(
     column: Sequence[str] | None,
     patients: Sequence[str],
     labels: Array | None,
     fraction: float,
     seed: int,
+    label_seed: int,
 ) -> Split:
     """Split images as their column says, and where it says nothing at random by patient.
 
@@ -76,14 +86,15 @@ def split(
         patients: Of each image.
         labels: (N, K) of 0 to 1 and NaN for stratification, or None.
         fraction: Of the training labels that are used, in (0, 1].
-        seed: Of every choice made here.
+        seed: Of random parts.
+        label_seed: Of which labels the fraction takes; nested for one seed.
 
     Raises:
         DataError: A patient is in two parts, a part is empty, or the column says something else.
     """
     everything = np.arange(len(patients))
 
-    def first(of: Array, share: float, path: str) -> Array:
+    def first(of: Array, share: float, path: str, seed: int = seed) -> Array:
         strata = np.zeros(len(of), np.int64) if labels is None else rarest_class(labels[of])
         return portion(of, [patients[i] for i in of], strata, share, seed, path)
 
@@ -98,8 +109,8 @@ def split(
     if held_out:
         validation = first(train, EARLY_STOP, "early stop")
         train = np.setdiff1d(train, validation)
-        validation = first(validation, fraction, "fraction")
-    train = first(train, fraction, "fraction")
+        validation = first(validation, fraction, "fraction", label_seed)
+    train = first(train, fraction, "fraction", label_seed)
     if not len(train):
         raise DataError("no image is left to train on: the training part has too few patients")
     return Split(train, validation, parts["test"], held_out)

@@ -25,7 +25,7 @@ from dira_core.transfer.losses import any_of_several, one_of_several, soft_dice
 from dira_core.transfer.networks import Start, classifier, segmenter
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.scoring import Predicted, score_labels, score_masks
-from dira_core.transfer.splits import Split, split
+from dira_core.transfer.splits import Split, split_of
 from dira_core.view_options import sides_of
 
 Said = Callable[[str], None]
@@ -98,7 +98,7 @@ def frozen(
     """
     task = LabelTask(target, begun.prepare, plan)
     place(begun.backbone, device, channels_last=plan.channels_last)
-    everyone = split(target.split, target.patients, target.labels, 1.0, plan.split_seed).fit
+    everyone = split_of(target, plan.model_copy(update={"fraction": 1.0})).fit
     fit, y = parts.train, target.labels[parts.train]
     predicted, chosen = {}, {}
     for name in ("plain", "re-measured"):

@@ -39,13 +39,34 @@ def test_a_pretraining_is_the_recipe_in_its_mode_and_seed(plan: Study) -> None:
 def test_weights_that_seeds_share_are_pretrained_once_and_frozen_once(plan: Study) -> None:
     discs = plan.targets["discs"].model_copy(update={"ways": ["knn", "fine-tune"]})
     arms = ["random", "imagenet", "di"]
-    jobs = jobs_of(changed(plan, pretrain_seeds="first", arms=arms, targets={"discs": discs}))
+    once = {"pretrain_seeds": "first", "label_seeds": "first"}
+    jobs = jobs_of(changed(plan, **once, arms=arms, targets={"discs": discs}))
     assert [job.name for job in jobs if job.cell is None] == ["pretrain/small-di-seed0"]
     seeds = {(way, arm): 0 for way in ("knn", "fine-tune") for arm in arms}
     for job in jobs:
         if job.cell is not None:
             seeds[job.cell.way, job.cell.arm] += 1
     assert [*seeds.values()] == [2, 1, 1, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("draws", "drawn"), [("each", [0, 1]), ("first", [0, 0])])
+def test_seeds_draw_labels_of_their_own_the_same_for_all_arms(
+    plan: Study, draws: str, drawn: list[int]
+) -> None:
+    discs = plan.targets["discs"].model_copy(
+        update={"ways": ["linear", "fine-tune"], "fractions": [0.5, 1.0]}
+    )
+    of = changed(plan, pretrain_seeds="first", label_seeds=draws, targets={"discs": discs})
+    found: dict[tuple[str, str, float], list[int]] = {}
+    for job in jobs_of(of):
+        if job.cell is not None:
+            key = job.cell.way, job.cell.arm, job.cell.fraction
+            found.setdefault(key, []).append(job.asked["plan"]["label_seed"])
+    assert found["linear", "di", 1.0] == [0]  # the same weights and labels for all seeds
+    assert found["linear", "di", 0.5] == (drawn if draws == "each" else [0])
+    for way, arm in [("linear", "random"), ("fine-tune", "random"), ("fine-tune", "di")]:
+        assert found[way, arm, 1.0] == [0, 0]
+        assert found[way, arm, 0.5] == drawn
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from dira_core.transfer.losses import one_of_several
 from dira_core.transfer.measure import check_truth
 from dira_core.transfer.networks import classifier, segmenter, start
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.splits import split
+from dira_core.transfer.splits import split_of
 from dira_core.weightfiles import Header
 
 pytestmark = pytest.mark.usefixtures("small_net")
@@ -136,7 +136,7 @@ def test_statistics_of_batches_count_from_the_first_one(labelled: Path) -> None:
     begun = start("random:0", plan)
     target = make("target", plan.target, begun.prepare.window)
     task = LabelTask(target, begun.prepare, plan)
-    parts = split(target.split, target.patients, target.labels, 1.0, 0)
+    parts = split_of(target, plan)
     network = classifier(begun, 2, 0)
     seen: list[torch.Tensor] = []
     first = next(m for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d))

@@ -27,7 +27,7 @@ def of(positions: np.ndarray, patients: list[str]) -> set[str]:
 @given(seed=st.integers(0, 10**6), n=st.integers(40, 150))
 def test_label_fractions_are_nested_and_touch_no_test_image(seed: int, n: int) -> None:
     patients, labels = cohort(n, seed)
-    parts = [split(None, patients, labels, f, seed) for f in (0.01, 0.1, 0.5, 1.0)]
+    parts = [split(None, patients, labels, f, seed, seed + 1) for f in (0.01, 0.1, 0.5, 1.0)]
     for small, large in pairwise(parts):
         assert set(small.train) <= set(large.train)
         assert set(small.validation) <= set(large.validation)
@@ -39,15 +39,25 @@ def test_label_fractions_are_nested_and_touch_no_test_image(seed: int, n: int) -
     assert np.array_equal(whole.fit, np.union1d(whole.train, whole.validation))
 
 
+def test_another_label_seed_draws_other_labels_and_tests_the_same_images() -> None:
+    patients, labels = cohort(300, 2)
+    one, two = (split(None, patients, labels, 0.2, 5, seed) for seed in (0, 1))
+    assert np.array_equal(one.test, two.test)
+    assert not np.array_equal(one.train, two.train)
+    assert not {*one.fit, *two.fit} & {*one.test}
+    whole, again = (split(None, patients, labels, 1.0, 5, seed) for seed in (0, 1))
+    assert np.array_equal(whole.train, again.train)
+
+
 def test_a_fraction_keeps_the_prevalence_and_every_class() -> None:
     patients = [f"p{i}" for i in range(1000)]
     labels = np.zeros((1000, 1))
     labels[:50] = 1
     for fraction in (0.1, 0.2, 0.5):
-        part = split(["train"] * 999 + ["test"], patients, labels, fraction, 3)
+        part = split(["train"] * 999 + ["test"], patients, labels, fraction, 3, 3)
         assert len(part.fit) == pytest.approx(fraction * 999, abs=3)
         assert labels[part.fit].mean() == pytest.approx(0.05, abs=0.012)
-    few = split(["train"] * 999 + ["test"], patients, labels, 0.001, 3)
+    few = split(["train"] * 999 + ["test"], patients, labels, 0.001, 3, 3)
     assert labels[few.train].sum() >= 1
 
 
@@ -57,7 +67,7 @@ def test_a_fraction_does_not_depend_on_the_labels_of_test_images() -> None:
     other = labels.copy()
     other[150:] = 1 - other[150:]
     one, two = (
-        split(column, patients[:150] + [f"t{i}" for i in range(50)], of, 0.2, 0)
+        split(column, patients[:150] + [f"t{i}" for i in range(50)], of, 0.2, 0, 0)
         for of in (labels, other)
     )
     assert np.array_equal(one.train, two.train)
@@ -65,10 +75,10 @@ def test_a_fraction_does_not_depend_on_the_labels_of_test_images() -> None:
 
 def test_a_tenth_of_the_training_part_stops_training_unless_there_is_a_validation_part() -> None:
     patients = [f"p{i}" for i in range(110)]
-    held = split(["train"] * 100 + ["test"] * 10, patients, None, 1.0, 0)
+    held = split(["train"] * 100 + ["test"] * 10, patients, None, 1.0, 0, 0)
     assert (len(held.train), len(held.validation), held.held_out) == (90, 10, True)
     column = ["train"] * 80 + ["Val"] * 20 + ["test"] * 9 + [""]
-    own = split(column, patients, None, 0.5, 0)
+    own = split(column, patients, None, 0.5, 0, 0)
     assert (len(own.train), own.held_out) == (40, False)
     assert np.array_equal(own.validation, np.arange(80, 100))
     assert np.array_equal(own.fit, own.train)
@@ -87,7 +97,7 @@ def test_another_seed_gives_another_order_and_the_same_one_the_same() -> None:
 def test_a_patient_in_two_parts_is_an_error_that_says_how_many_and_not_who() -> None:
     patients = ["Anna", "Anna", "Berta", "Carla"]
     with pytest.raises(DataError, match="1 of 3 patients are in more than one part") as error:
-        split(["train", "test", "test", "train"], patients, None, 1.0, 0)
+        split(["train", "test", "test", "train"], patients, None, 1.0, 0, 0)
     assert not re.search("Anna|Berta|Carla", str(error.value))
 
 
