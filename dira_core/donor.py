@@ -107,7 +107,8 @@ def imagenet(network: str) -> Parts:
             torch.hub.download_url_to_file(url, str(path), wanted, progress=False)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"init imagenet needs {url}, which cannot be had ({error}): put the file at {path}"
+                f"weights of ImageNet need {url}, which cannot be had ({error}): put the file at "
+                f"{path}"
             ) from error
     if not digest(path).startswith(wanted):
         raise CheckpointError(f"{path} is not what torchvision published: remove it, or mend it")

@@ -18,6 +18,7 @@ from dira_core import seen
 from dira_core.build import build_source
 from dira_core.data.folder import FileSource
 from dira_core.digests import of_texts
+from dira_core.donor import IMAGENET
 from dira_core.errors import DataError, DiraError
 from dira_core.files import digest
 from dira_core.layering import file_layer
@@ -87,6 +88,8 @@ def overlap(weights: str, target: Labelled, test: np.ndarray[Any, Any]) -> Overl
         target: Has the images.
         test: Positions of the test images.
     """
+    if weights == IMAGENET:
+        return Overlap(None, why_not="ImageNet's photographs are not looked through")
     place = seen.place_of(Path(weights))
     if place.is_file():
         return compared(seen.read(place), target, test)

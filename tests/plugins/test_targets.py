@@ -81,6 +81,38 @@ def test_chestxray14_says_what_is_missing(nih: Path) -> None:
         chestxray14.read(nih, "auto")
 
 
+def test_chestxray14_reads_the_table_of_2020_and_lists_of_other_systems(nih: Path) -> None:
+    """Its columns have other names, and ages no letter; a list may end its lines as Windows."""
+    before = chestxray14.read(nih, "auto")
+    old = (nih / "Data_Entry_2017.csv").read_text().splitlines()[1:]
+    (nih / "Data_Entry_2017.csv").unlink()
+    header = (
+        "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Sex,View Position,"
+        "OriginalImageWidth,OriginalImageHeight,OriginalImagePixelSpacing_x,"
+        "OriginalImagePixelSpacing_y"
+    )
+    lines = [line.replace("058Y", "58").removesuffix(",") for line in old]
+    (nih / "Data_Entry_2017_v2020.csv").write_text("\r\n".join([header, *lines]))
+    for name in ("train_val_list.txt", "test_list.txt"):
+        names = (nih / name).read_text().split()
+        (nih / name).write_bytes("\r\n".join(names).encode())
+    found = chestxray14.read(nih, "auto")
+    assert (found.split, found.patients) == (before.split, before.patients)
+    assert np.array_equal(found.labels, before.labels)
+
+
+def test_lists_of_chestxray14_that_share_a_patient_are_refused(nih: Path) -> None:
+    """The official lists do not: 86,524 images to train on and 25,596 to test on."""
+    moved = "00000001_001.png"
+    for name, change in (("train_val_list.txt", -1), ("test_list.txt", 1)):
+        names = (nih / name).read_text().split()
+        names = [*names, moved] if change > 0 else [each for each in names if each != moved]
+        (nih / name).write_text("\n".join(names))
+    found = chestxray14.read(nih, "auto")
+    with pytest.raises(DataError, match="1 of 9 patients are in more than one part"):
+        split(found.split, found.patients, found.labels, 1.0, 0)
+
+
 def test_a_target_is_measured_from_its_folder(nih: Path, tmp_path: Path) -> None:
     given = ["backbone=resnet18", "size=32", "way=knn"]
     plan = transfer_plan("chestxray14", str(nih), given)
@@ -143,6 +175,30 @@ def test_chexpert_tests_on_its_validation_set_and_scores_five_findings(chexpert:
     assert len(found.scored or ()) == 5
     assert set(found.scored or ()) < set(found.classes)
     assert found.notes == ["CheXpert: 4 train, 2 test", "uncertain: 4 of 84 labels, ignore"]
+
+
+def test_a_fraction_of_chexpert_leaves_its_test_set_whole(chexpert: Path) -> None:
+    """The public code took 1 % of the 234 test images as well: two."""
+    found = chexpert_module.read(CheXpertOptions(path=chexpert), "auto")
+    whole, part = (split(found.split, found.patients, found.labels, f, 0) for f in (1.0, 0.25))
+    assert np.array_equal(whole.test, part.test)
+    assert len(part.test) == 4
+    assert len(part.fit) < len(whole.fit) == 8
+    trained = {found.patients[i] for i in whole.fit}
+    assert not trained & {found.patients[i] for i in whole.test}
+
+
+def test_a_label_of_chexpert_that_is_not_mentioned_is_negative_and_no_number_is_refused(
+    chexpert: Path,
+) -> None:
+    table = chexpert / "train.csv"
+    found = chexpert_module.read(CheXpertOptions(path=chexpert), "auto")
+    assert found.labels[0, 0] == 1  # said to be there
+    assert found.labels[0, 1] == 0  # said not to be
+    assert found.labels[0, 5] == 0  # not mentioned
+    table.write_text(table.read_text().replace("1.0,0.0,-1.0", "1.0,0.0,maybe", 1))
+    with pytest.raises(DataError, match="a label of CheXpert is 1.0, 0.0, -1.0 or empty"):
+        chexpert_module.read(CheXpertOptions(path=chexpert), "auto")
 
 
 def encoded(mask: np.ndarray) -> str:
