@@ -71,7 +71,9 @@ def _transfer(asked: dict[str, Any]) -> float:
     begun = start("random", plan)
     target = make("target", plan.target, begun.prepare.window)
     labels = target.labels if isinstance(target, Labels) else None
-    parts = split(target.split, target.patients, labels, plan.fraction, plan.split_seed)
+    parts = split(
+        target.split, target.patients, labels, plan.fraction, plan.split_seed, plan.label_seed
+    )
     network = classifier(begun, 2, 0)
     sides = sides_of(begun.prepare.size, begun.backbone.dims)
     images = torch.zeros(BATCH, begun.prepare.channels, *sides)

@@ -82,8 +82,8 @@ class Weights:
 def jobs_of(study: Study) -> list[Job]:
     """Return all jobs, in the order they are best done: pretrainings, then what is soon compared.
 
-    Where seeds share their weights, frozen features are measured with the first seed alone: the
-    others could not but find the same.
+    Where seeds share weights and labels, frozen features are measured with the first seed alone:
+    the others could not but find the same.
 
     Raises:
         RecipeError: A recipe or a task is wrong, or recipes cannot be compared.
@@ -111,9 +111,11 @@ def jobs_of(study: Study) -> list[Job]:
     ]
     for name, way, fraction in sorted(places, key=lambda p: (p[1] == "fine-tune", p[2])):
         for weights in several:
-            if way == "fine-tune" or weights.first:
+            drawn = study.label_seeds == "each" and fraction < 1
+            if way == "fine-tune" or weights.first or drawn:
                 cell = Cell(weights.recipe, weights.arm, name, way, fraction, weights.seed)
-                job = _transfer(study.targets[name], cell, weights, network)
+                own = [Layer("label_seeds", {"label_seed": weights.seed})] if drawn else []
+                job = _transfer(study.targets[name], cell, weights, [*network, *own])
                 found[job.name] = job
     return [*found.values()]
 

@@ -73,6 +73,12 @@ class Study(Options):
         "every seed, as in the paper; what differs between pretrainings stays unseen, and frozen "
         "features have nothing to vary",
     )
+    label_seeds: Literal["same", "each"] = Field(
+        "same",
+        description="same: every seed meets the same labels of a fraction; each: it draws its own, "
+        "the same for all arms, so that few labels are not one stroke of luck; frozen features "
+        "then vary as well",
+    )
     pretrain: Pretraining = Field(
         default_factory=Pretraining, description="what all recipes have in common"
     )

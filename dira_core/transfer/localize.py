@@ -110,7 +110,14 @@ def tuned(folder: Path) -> Tuned:
         raise CheckpointError(f"{folder / BEST} does not fit: do the transfer again") from error
     device = resolve_device(plan.device)
     place(classifier.eval(), device, channels_last=plan.channels_last)
-    parts = split(target.split, target.patients, target.labels, plan.fraction, plan.split_seed)
+    parts = split(
+        target.split,
+        target.patients,
+        target.labels,
+        plan.fraction,
+        plan.split_seed,
+        plan.label_seed,
+    )
     learned = frozenset(np.union1d(parts.train, parts.validation).tolist())
     return Tuned(classifier, target, LabelTask(target, prepare, plan), learned, device)
 

@@ -65,7 +65,9 @@ def measure_transfer(
     begun = start(str(weights), plan)
     target: Labelled = make("target", plan.target, begun.prepare.window)
     labels = target.labels if isinstance(target, Labels) else None
-    parts = split(target.split, target.patients, labels, plan.fraction, plan.split_seed)
+    parts = split(
+        target.split, target.patients, labels, plan.fraction, plan.split_seed, plan.label_seed
+    )
     if labels is not None:
         check_truth(labels[parts.test])
     tuned = plan.way == "fine-tune"  # the others have nothing to stop

@@ -94,6 +94,13 @@ class Plan(Options):
     split_seed: int = Field(
         0, ge=0, lt=2**32, description="of random parts and label fractions: the same for all seeds"
     )
+    label_seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**32,
+        exclude_if=lambda value: value is None,  # so that older results stay those of this plan
+        description="of label fractions alone; none: split_seed",
+    )
     backbone: Annotated[Choice | None, Chosen("backbone", optional=True)] = Field(
         None, description="where the weights do not say; none is resnet50"
     )

@@ -64,6 +64,7 @@ def split(
     labels: Array | None,
     fraction: float,
     seed: int,
+    label_seed: int | None = None,
 ) -> Split:
     """Split images as their column says, and where it says nothing at random by patient.
 
@@ -76,7 +77,8 @@ def split(
         patients: Of each image.
         labels: (N, K) of 0 to 1 and NaN for stratification, or None.
         fraction: Of the training labels that are used, in (0, 1].
-        seed: Of every choice made here.
+        seed: Of every choice made here,
+        label_seed: but for label fractions, where this is given.
 
     Raises:
         DataError: A patient is in two parts, a part is empty, or the column says something else.
@@ -84,8 +86,9 @@ def split(
     everything = np.arange(len(patients))
 
     def first(of: Array, share: float, path: str) -> Array:
+        own = seed if label_seed is None or path != "fraction" else label_seed
         strata = np.zeros(len(of), np.int64) if labels is None else rarest_class(labels[of])
-        return portion(of, [patients[i] for i in of], strata, share, seed, path)
+        return portion(of, [patients[i] for i in of], strata, share, own, path)
 
     if column is None:
         test = first(everything, TEST, "test")

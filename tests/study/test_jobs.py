@@ -82,6 +82,23 @@ def test_a_wrong_key_is_told_with_the_name_of_its_table(plan: Study) -> None:
         jobs_of(changed(plan, targets=targets))
 
 
+def test_every_seed_may_draw_its_own_labels_the_same_for_all_arms(plan: Study) -> None:
+    task = plan.targets["discs"].model_copy(update={"fractions": [0.5, 1.0]})
+    values = {"targets": {"discs": task}, "pretrain_seeds": "first"}
+    same = jobs_of(changed(plan, **values))
+    drawn = jobs_of(changed(plan, **values, label_seeds="each"))
+    cells = {job.cell: job.asked["plan"].get("label_seed") for job in drawn if job.cell}
+    assert {cell.seed for cell in cells} == {0, 1}
+    for cell, seed in cells.items():
+        assert seed == (cell.seed if cell.fraction < 1 else None)
+    assert {(c.arm, c.seed) for c in cells if c.fraction == 0.5} == {
+        *(("random", 0), ("random", 1), ("di", 0), ("di", 1))
+    }
+    assert not any("label_seed" in job.asked["plan"] for job in same if job.cell)
+    whole = [job for job in same if job.cell and job.cell.fraction == 1]
+    assert [job for job in drawn if job.cell and job.cell.fraction == 1] == whole
+
+
 def test_a_changed_study_adds_jobs_but_changes_none(plan: Study, tmp_path: Path) -> None:
     study = tmp_path / "study"
     lay_out(jobs_of(plan), study)

@@ -102,3 +102,16 @@ def test_a_patient_in_two_parts_is_an_error_that_says_how_many_and_not_who() -> 
 def test_a_split_column_that_cannot_be_used_says_why(column: list[str], message: str) -> None:
     with pytest.raises(DataError, match=re.escape(message)):
         named_parts(column)
+
+
+def test_a_label_seed_draws_other_labels_and_moves_nobody_else() -> None:
+    patients = [f"p{i // 2}" for i in range(200)]
+    labels = np.eye(2)[np.arange(200) // 2 % 2]
+    one, two, three = (split(None, patients, labels, 0.1, 0, seed) for seed in (None, 1, 2))
+    whole = split(None, patients, labels, 1.0, 0, 1)
+    for part in (two, three):
+        assert np.array_equal(part.test, one.test)
+        assert set(part.train) < set(whole.train)
+        assert set(part.validation) < set(whole.validation)
+    assert not np.array_equal(two.train, three.train)
+    assert np.array_equal(split(None, patients, labels, 0.1, 0, 0).train, one.train)
