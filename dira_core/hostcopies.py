@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from dira_core.errors import ResourceError
 from dira_core.shards import Groups
+
+Place = tuple[str, str]
+"""A file and the name of a tensor in it."""
+
+LINE = 64
+"""A copy starts at a multiple of this many bytes."""
 
 
 class HostCopies:
@@ -20,7 +28,8 @@ class HostCopies:
 
     def __init__(self) -> None:
         self._files: list[str] = []
-        self._held: dict[tuple[str, str], Tensor] = {}
+        self._layouts: list[object] = []
+        self._held: dict[Place, Tensor] = {}
 
     @torch.no_grad()
     def take(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -30,8 +39,11 @@ class HostCopies:
             ResourceError: There is no memory for the copies.
         """
         given = {(file, name): value for file in files for name, value in files[file].items()}
+        layouts: list[object] = [(p, t.shape, t.dtype, t.stride()) for p, t in given.items()]
         self._files = list(files)
-        self._held = {place: _room(self._held.get(place), given[place]) for place in given}
+        if layouts != self._layouts:
+            self._held, self._layouts = {}, []  # before there is memory for others
+            self._held, self._layouts = _rooms(given), layouts
         if given:
             torch._foreach_copy_([*self._held.values()], [*given.values()], non_blocking=True)
         if any(tensor.is_cuda for tensor in given.values()):
@@ -45,21 +57,27 @@ class HostCopies:
         return groups
 
 
-def _room(held: Tensor | None, tensor: Tensor) -> Tensor:
-    """Return memory for a copy: what is held, if it fits."""
-    if held is not None and (held.shape, held.dtype, held.stride()) == (
-        tensor.shape,
-        tensor.dtype,
-        tensor.stride(),
-    ):
-        return held
+def _rooms(given: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
+    """Return memory for copies of tensors, with their layouts.
+
+    On a CPU all of it is one array of NumPy's, which asks for huge pages.
+    """
     try:
-        return torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-    except RuntimeError as error:
+        if any(tensor.is_cuda for tensor in given.values()):
+            return {p: torch.empty_like(t, device="cpu", pin_memory=True) for p, t in given.items()}
+        ends = [*itertools.accumulate(-(-t.nbytes // LINE) * LINE for t in given.values())]
+        memory = torch.from_numpy(np.empty([0, *ends][-1], np.uint8))
+    except (RuntimeError, MemoryError) as error:
         raise ResourceError(
             "no memory is left to copy what a checkpoint holds: save without copies, with "
             "--set checkpoint.background=false"
         ) from error
+    rooms = {}
+    for (place, tensor), start in zip(given.items(), [0, *ends], strict=False):
+        layout = torch.empty_like(tensor, device="meta").stride()
+        own = memory[start : start + tensor.nbytes].view(tensor.dtype)
+        rooms[place] = own.as_strided(tensor.shape, layout)
+    return rooms
 
 
 def _in_row_order(tensor: Tensor) -> Tensor:

@@ -6,13 +6,16 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from dira_core.errors import DiraError, PeerError, error_of
@@ -27,6 +30,9 @@ LAUNCHER = "DIRA_LAUNCHER"
 GRACE_S = 120
 """Seconds workers have to save and leave after a signal; TORCH_ELASTIC_SHUTDOWN_TIMEOUT changes
 it."""
+
+ANSWER_S = 30
+"""Seconds that who listens at the meeting point has to answer."""
 
 _LAST = PeerError.exit_code
 """The one exit code after which it makes sense to start again."""
@@ -75,6 +81,8 @@ def launch(arguments: Sequence[str], how: Launch) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     _hush("torch.distributed")  # notes say it better
+    if how.rendezvous:
+        answering(how.rendezvous, min(ANSWER_S, how.wait_s))
     cores = len(os.sched_getaffinity(0))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // how.processes)))
     config = LaunchConfig(
@@ -107,6 +115,41 @@ def launch(arguments: Sequence[str], how: Launch) -> None:
                 "port that is free there and open to the others, or wait longer with --wait"
             ) from error
         conclude(read_notes(Path(notes)), asked, died)
+
+
+def answering(rendezvous: str, within_s: float) -> None:
+    """See that who listens at a meeting point, if anybody does yet, is a store of torch's.
+
+    torch would wait for an answer of anything else for ever.
+
+    Args:
+        rendezvous: HOST:PORT.
+        within_s: Seconds it has to answer.
+
+    Raises:
+        PeerError: It does not answer.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined] # documented, not declared
+    from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
+
+    host, port = parse_rendezvous_endpoint(rendezvous, default_port=29400)
+    try:
+        socket.create_connection((host, port), within_s).close()
+    except OSError:
+        return  # nobody is there yet
+
+    def ask() -> None:
+        with suppress(RuntimeError):  # the launcher says better what is wrong
+            TCPStore(host, port, is_master=False, timeout=timedelta(seconds=within_s))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(within_s)
+    if asking.is_alive():
+        raise PeerError(
+            f"something listens at {rendezvous} and gave no answer within {within_s:g} s, so it is "
+            "no launcher of this job: give --rendezvous a port that is free on the first machine"
+        )
 
 
 def conclude(notes: Sequence[Note], asked: int, died: str) -> None:

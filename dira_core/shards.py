@@ -120,7 +120,6 @@ def rows_here(tensor: Tensor) -> range | None:
     return rows
 
 
-@torch.no_grad()
 def _local(tensor: Tensor) -> Tensor:
     return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).detach()
 

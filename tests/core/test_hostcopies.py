@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,9 +87,9 @@ def test_tensors_may_come_go_and_change_between_two_saves() -> None:
 def test_without_memory_for_copies_the_error_says_what_to_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(*given: object, **options: object) -> Tensor:
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    def refuse(*given: object) -> np.ndarray:
+        raise MemoryError("Unable to allocate 8.00 EiB")
 
-    monkeypatch.setattr(torch, "empty_like", refuse)
+    monkeypatch.setattr(np, "empty", refuse)
     with pytest.raises(ResourceError, match=r"--set checkpoint.background=false"):
         HostCopies().take({"model": {"x": torch.ones(2)}})

@@ -216,6 +216,18 @@ def test_machines_that_never_meet_end_with_what_to_do(tmp_path: Path, parts: Pat
     assert len(said.splitlines()) == 1, said
 
 
+def test_a_meeting_point_that_never_answers_ends_with_what_to_do(
+    tmp_path: Path, parts: Path
+) -> None:
+    with socket.create_server(("localhost", 0)) as foreign:
+        port = foreign.getsockname()[1]
+        meeting = ["--machines", "2", "--rendezvous", f"localhost:{port}", "--wait", "1"]
+        code, said = ended(command(parts, *PAIR, *meeting, "--out", str(tmp_path)))
+    assert code == 7, said
+    assert said.startswith(f"error: something listens at localhost:{port} and gave no answer")
+    assert len(said.splitlines()) == 1, said
+
+
 def test_a_mistake_is_found_before_anything_is_started(tmp_path: Path, parts: Path) -> None:
     code, said = ended(command(parts, *PAIR, "--set", "train.epoch=3", "--out", str(tmp_path)))
     assert code == 2
