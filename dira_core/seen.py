@@ -6,7 +6,8 @@ They say whether an image that is at hand was seen, where the images of the pret
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from dira_core import digests
 from dira_core.data.cache import CacheSource
+from dira_core.data.folder import FileSource
 from dira_core.data.loader import read_image
 from dira_core.data.pieces import stored
 from dira_core.errors import CheckpointError, DataError
@@ -25,6 +27,9 @@ from dira_core.tensorfiles import read_tensors, write_tensors
 from dira_core.weightfiles import BACKBONE, RESTORER, weights_folder
 
 FORMAT = 1
+
+READERS = 16
+"""Files read at once: a network file system is slow to answer, not to deliver."""
 
 SEEN = "seen.safetensors"
 """Beside the files of a folder of weights; of one file of weights, `NAME.seen.safetensors`."""
@@ -121,8 +126,7 @@ def of_source(source: Source) -> Seen:
     """Look at every image of a source: at its file, or in a cache at its pixels."""
     files: list[int] = []
     pixels: list[int] = []
-    for index in range(len(source)):
-        number = source.digest(index)
+    for index, number in enumerate(_of_files(source)):
         if number is not None:
             files.append(number)
         elif isinstance(source, CacheSource) and (number := of_image(source, index)) is not None:
@@ -136,6 +140,14 @@ def of_source(source: Source) -> Seen:
         len(source) - len(files) - len(pixels),
         (source.fingerprint(),),
     )
+
+
+def _of_files(source: Source) -> Iterable[int | None]:
+    """Return the number of each image's file; files are read many at once."""
+    if not isinstance(source, FileSource):
+        return map(source.digest, range(len(source)))
+    with ThreadPoolExecutor(READERS) as pool:
+        return [*pool.map(source.digest, range(len(source)))]
 
 
 def of_image(source: Source, index: int) -> int | None:
