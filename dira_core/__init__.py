@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from dira_core.nn.resnet import ResNet as ResNet
     from dira_core.nn.teacher import Teacher as Teacher
     from dira_core.nn.teacher import rising_momentum as rising_momentum
+    from dira_core.noise import Noise as Noise
     from dira_core.operations import build_distortion as build_distortion
     from dira_core.operations import distort as distort
     from dira_core.recipe import Recipe as Recipe
@@ -159,6 +160,7 @@ _PUBLIC = {
     "nn.queue": ["Queue"],
     "nn.resnet": ["ResNet"],
     "nn.teacher": ["Teacher", "rising_momentum"],
+    "noise": ["Noise"],
     "operations": ["build_distortion", "distort"],
     "recipe": ["Recipe"],
     "resolving": ["resolve"],

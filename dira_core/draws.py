@@ -16,6 +16,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
+from dira_core.noise import Noise
 from dira_core.philox import words
 
 
@@ -102,6 +103,10 @@ class Draws:
     def permutation(self, slot: str, n: int) -> Tensor:
         """Return (B, n) int64, a permutation of 0..n-1 for every sample."""
         return self._words(slot, (n,)).argsort(dim=1, stable=True)
+
+    def noise(self, slot: str, shape: Sequence[int]) -> Noise:
+        """Return cheap uniform noise of a shape, for the pixels of images; see `Noise`."""
+        return Noise(self._words(slot, (2,)), tuple(shape))
 
     def _words(self, slot: str, shape: Sequence[int]) -> Tensor:
         """Return (B, *shape) int64 words of 32 bits."""

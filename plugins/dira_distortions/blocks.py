@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dira_core import Change, Distortion, Draws, RecipeError
+from dira_core import Change, Distortion, Draws, Noise, RecipeError
 from dira_distortions import (
     BlockOptions,
     InnerCutoutOptions,
@@ -86,6 +87,8 @@ def random_blocks(
     """
     side = block_sides(draws, low, high, options.blocks)
     first = block_places(draws, side, shape, pixels(options.margin, shape, least=0))
+    if options.blocks == 1:  # a stop leaves out those after it
+        return first, side
     stops = draws.bernoulli("stop", options.stop, (options.blocks,)).long()
     placed = stops.cumsum(1) == stops
     return first, side * placed[..., None]
@@ -219,34 +222,40 @@ class NoiseInpaint(Distortion):
         low, high = by_axis(self.options.sides, shape) or [
             [max(1, extent // by) for extent in shape] for by in self.options.side
         ]
-        blocks = cover(*random_blocks(draws, shape, low, high, self.options), shape)
-        if self.options.fill == "constant":
-            return torch.where(blocks, one_number(draws, images), images)
-        most = min(math.prod(shape), self.options.blocks * math.prod(high))
-        return noisy(images, blocks.flatten(1), draws, most)
+        blocks = random_blocks(draws, shape, low, high, self.options)
+        new = filling(draws, images.shape[1:], self.options.fill)
+        if images.device.type != "cpu":
+            return torch.where(cover(*blocks, shape), new.whole(), images)
+        painted = images.clone()
+        for row, image in enumerate(places(*blocks)):
+            for place in image:
+                painted.numpy()[row][place] = new.inside(row, place)
+        return painted
 
 
-def noisy(images: Tensor, covered: Tensor, draws: Draws, most: int) -> Tensor:
-    """Put U(0, 1) into the covered pixels of images, and draw no more numbers than those need.
+@dataclass(frozen=True)
+class Number:
+    """The same number everywhere in an image, another in each: (B, 1, ...)."""
 
-    Args:
-        images: (B, C, *S).
-        covered: (B, prod(S)) bool.
-        draws: Of the images.
-        most: Pixels that are covered in one image at most.
-    """
-    image, pixel = covered.nonzero(as_tuple=True)
-    counts = covered.sum(1)
-    rank = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image]
-    noise = draws.uniform("noise", shape=(images.shape[1], most))
-    painted = images.flatten(2).clone()
-    painted[image, :, pixel] = noise[image, :, rank]
-    return painted.view(images.shape)
+    values: Tensor
+
+    def whole(self) -> Tensor:
+        """Return it in a shape that broadcasts against images."""
+        return self.values
+
+    def inside(self, row: int, place: Place) -> np.ndarray:
+        """Return that of one image; on the CPU."""
+        value: np.ndarray = self.values[row].numpy()
+        return value
 
 
-def one_number(draws: Draws, images: Tensor) -> Tensor:
-    """Return one U(0, 1) for each image, in a shape that broadcasts against (B, C, *S)."""
-    return draws.uniform("noise", shape=[1] * (images.dim() - 1))
+def filling(
+    draws: Draws, shape: Sequence[int], fill: Literal["noise", "constant"]
+) -> Noise | Number:
+    """Return what takes the place of pixels of images (C, *S)."""
+    if fill == "noise":
+        return draws.noise("noise", shape)
+    return Number(draws.uniform("noise", shape=[1] * len(shape)))
 
 
 class NoiseOutpaint(Distortion):
@@ -265,7 +274,12 @@ class NoiseOutpaint(Distortion):
         low, high = by_axis(self.options.sides, shape) or [
             pixels(part, shape) for part in self.options.side
         ]
-        blocks = cover(*random_blocks(draws, shape, low, high, self.options), shape)
-        if self.options.fill == "constant":
-            return torch.where(blocks, images, one_number(draws, images))
-        return torch.where(blocks, images, draws.uniform("noise", shape=images.shape[1:]))
+        blocks = random_blocks(draws, shape, low, high, self.options)
+        new = filling(draws, images.shape[1:], self.options.fill).whole()
+        if images.device.type != "cpu":
+            return torch.where(cover(*blocks, shape), images, new)
+        painted = new if new.shape == images.shape else new.expand_as(images).clone()
+        for row, image in enumerate(places(*blocks)):
+            for place in image:
+                painted.numpy()[row][place] = images.numpy()[row][place]
+        return painted
