@@ -61,7 +61,11 @@ class FolderOptions(VolumeOptions):
     """A folder of images, or of volumes."""
 
     path: Path = Field(description="folder, searched with its sub-folders")
-    series: bool = Field(False, description="a folder of DICOM slices is one volume")
+    series: bool | Literal["split"] = Field(
+        False,
+        description="a folder of DICOM slices is one volume; split: each series in it is one, told "
+        "by the headers of all its files",
+    )
 
 
 class ManifestOptions(VolumeOptions):

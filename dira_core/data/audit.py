@@ -133,10 +133,12 @@ def audit(
     return summarise(source, indices, results)
 
 
-def examine(path: Path, how: VolumeOptions) -> Finding | str:
-    """Read a file; return what it is, or why it cannot be read."""
+def examine(path: Path, slices: list[Path], how: VolumeOptions) -> Finding | str:
+    """Read a file, or slices; return what it is, or why it cannot be read."""
     try:
-        return _finding(*inspect(path, how.window, how.spacing, first_of_4d=how.first_of_4d))
+        return _finding(
+            *inspect(path, how.window, how.spacing, first_of_4d=how.first_of_4d, slices=slices)
+        )
     except DataError as error:
         return str(error)
 
@@ -184,13 +186,13 @@ def _results(source: Source, indices: list[int], workers: int) -> Iterator[Findi
     if not isinstance(source, FileSource):
         yield from map(partial(_examine_any, source), indices)
         return
-    paths = map(source.path, indices)
+    paths, slices = map(source.path, indices), map(source.slices, indices)
     if workers == 0:
-        yield from map(examine, paths, repeat(source.options))
+        yield from map(examine, paths, slices, repeat(source.options))
         return
     try:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            yield from pool.map(examine, paths, repeat(source.options), chunksize=16)
+            yield from pool.map(examine, paths, slices, repeat(source.options), chunksize=16)
     except BrokenProcessPool as error:
         raise DataError("a reading process died: use --workers 0 to see at which file") from error
 

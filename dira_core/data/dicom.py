@@ -104,6 +104,20 @@ def parse(file: BinaryIO) -> Dataset:
     return dataset
 
 
+def series_of(file: BinaryIO) -> tuple[str, int]:
+    """Return the UID of a file's series and its number of frames; pixels are not read."""
+    read_preamble(file, True)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    file.seek(0)
+    if meta.get("TransferSyntaxUID") == uid.DeflatedExplicitVRLittleEndian:
+        dataset = parse(file)  # which caps what is inflated
+    else:
+        wanted = ["SeriesInstanceUID", "NumberOfFrames"]
+        dataset = dcmread(file, force=True, stop_before_pixels=True, specific_tags=wanted)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    return str(dataset.get("SeriesInstanceUID") or ""), frames
+
+
 def describe(dataset: Dataset) -> tuple[str, int]:
     """Return the photometric interpretation and the number of frames of an image that is safe.
 

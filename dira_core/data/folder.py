@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dira_core.builtins import IMAGE_SUFFIXES, VOLUME_SUFFIXES, FolderOptions, VolumeOptions
-from dira_core.data.readers import HEAD, read, sniff
+from dira_core.data.readers import HEAD, read, series_of, sniff
 from dira_core.errors import DataError
 from dira_core.roles import Source
 from dira_core.types import Image
@@ -50,8 +50,14 @@ class FileSource(Source, ABC):
 
     def read(self, index: int) -> Image:
         """Read one image; raises as `dira_core.data.readers.read` does."""
-        how = self.options
-        return read(self.path(index), how.window, how.spacing, first_of_4d=how.first_of_4d)
+        how, slices = self.options, self.slices(index)
+        return read(
+            self.path(index), how.window, how.spacing, first_of_4d=how.first_of_4d, slices=slices
+        )
+
+    def slices(self, index: int) -> list[Path]:
+        """Return the files of a volume that is one series of several in its folder; else none."""
+        return []
 
     def name(self, index: int) -> str:
         """Return the path from the root; characters that a terminal would obey are escaped."""
@@ -67,8 +73,9 @@ class FileSource(Source, ABC):
     @functools.cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        for path in self.paths:
-            digest.update(os.fsencode(path) + b"\0%d\0" % _size(self.root / path))
+        for index, path in enumerate(self.paths):
+            size = sum(map(_size, self.slices(index) or [self.root / path]))
+            digest.update(os.fsencode(path) + b"\0%d\0" % size)
         return digest.hexdigest()
 
 
@@ -77,7 +84,7 @@ class FolderSource(FileSource):
 
     Linked files and folders are followed, each folder once. A file without a suffix (or with
     digits for one, as in UIDs) is an image if its first bytes say so. With `series`, a folder of
-    DICOM files counts as one volume.
+    DICOM files counts as one volume, or if split, as one for each series, named by its first file.
 
     Raises:
         DataError: The folder is missing, or holds no image.
@@ -89,7 +96,11 @@ class FolderSource(FileSource):
             raise DataError(f"no folder {printable(str(root))!r}: give an existing one")
         above = len(os.path.join(root, ""))
         found: Iterable[str] = _walk(root, ignored, set())
-        if options.series:
+        self._slices: dict[str, list[str]] = {}
+        if options.series == "split":
+            self._slices = {path[above:]: files for path, files in _split(found, ignored).items()}
+            found = [os.path.join(root, path) for path in self._slices]
+        elif options.series:
             found = map(_series_of, found)
         paths = sorted({path[above:] or "." for path in found})
         if not paths:
@@ -100,6 +111,10 @@ class FolderSource(FileSource):
                 f"suffix, found {seen}"
             )
         super().__init__(root, paths, options, ignored)
+
+    def slices(self, index: int) -> list[Path]:
+        """Return the files of a volume that is one series of several in its folder; else none."""
+        return [Path(path) for path in self._slices.get(self.paths[index], [])]
 
 
 def printable(name: str) -> str:
@@ -167,6 +182,30 @@ def _series_of(path: str) -> str:
     suffix = _suffix(path)
     dicom = suffix in (".dcm", ".dicom", "") or suffix[1:].isdigit()
     return os.path.join(os.path.dirname(path), "") if dicom else path
+
+
+def _split(found: Iterable[str], ignored: Counter[str]) -> dict[str, list[str]]:
+    """Return the files of each series by the first of them; other files have none.
+
+    A series of one slice, such as a localizer, is counted and left out.
+    """
+    series: dict[tuple[str, str], list[str]] = {}
+    frames: Counter[tuple[str, str]] = Counter()
+    volumes: dict[str, list[str]] = {}
+    for path in found:
+        known = series_of(path) if _series_of(path) != path else None
+        if known is None:
+            volumes[path] = []
+            continue
+        key = (os.path.dirname(path), known[0])
+        series.setdefault(key, []).append(path)
+        frames[key] += known[1]
+    for key, files in series.items():
+        if frames[key] > 1:
+            volumes[files[0]] = files
+        else:
+            ignored["series of one slice"] += 1
+    return volumes
 
 
 def _size(path: Path) -> int:

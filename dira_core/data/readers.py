@@ -11,13 +11,13 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image as Pillow
@@ -67,6 +67,7 @@ NIFTI = tuple(n.to_bytes(4, order) for n in (348, 540) for order in ("little", "
 METAIMAGE = re.compile(rb"\s*(ObjectType|ObjectSubType|NDims|Comment|TransformType)\s*=")
 READ = "PNG, JPEG, TIFF, DICOM, NIfTI and MetaImage"
 LOGGERS = ("PIL", "pydicom", "pylibjpeg", "openjpeg", "nibabel", "nibabel.global")
+Made = TypeVar("Made")
 HEAD = 132
 """Bytes that tell a format: DICOM says so after a preamble of 128."""
 
@@ -77,6 +78,7 @@ def read(
     spacing: tuple[float, float, float] | None = None,
     *,
     first_of_4d: bool = False,
+    slices: Sequence[Path] = (),
 ) -> Image:
     """Read an image file, a volume, or a folder of DICOM slices.
 
@@ -85,11 +87,12 @@ def read(
         window: How values become [0, 1].
         spacing: Millimetres between voxels along (D, H, W) that volumes are resampled to.
         first_of_4d: Take the first volume of several in a file, which is refused otherwise.
+        slices: DICOM files that make up the volume, in place of `path`.
 
     Raises:
         DataError: It cannot be read; the message is the reason, without path or header values.
     """
-    return inspect(path, window, spacing, first_of_4d=first_of_4d)[0]
+    return inspect(path, window, spacing, first_of_4d=first_of_4d, slices=slices)[0]
 
 
 def inspect(
@@ -98,10 +101,14 @@ def inspect(
     spacing: tuple[float, float, float] | None = None,
     *,
     first_of_4d: bool = False,
+    slices: Sequence[Path] = (),
 ) -> tuple[Image, Decoded]:
     """Read as `read` does, and return what the decoder found as well."""
     try:
-        decoded = decode_path(path, window, first_of_4d)
+        if slices:
+            decoded = _guarded(lambda: _decode_slices(slices))
+        else:
+            decoded = decode_path(path, window, first_of_4d)
     except (OSError, ValueError) as error:
         raise DataError(_cause(error)) from None  # the error's text holds the path
     if spacing is not None:
@@ -109,7 +116,7 @@ def inspect(
 
         decoded = resampled(decoded, spacing)
     promised = SUFFIXES.get(path.suffix.lower(), decoded.format)
-    if promised != decoded.format:
+    if promised != decoded.format and not slices:
         note = f"a {decoded.format} file named {path.suffix.lower()}"
         decoded = replace(decoded, notes=(*decoded.notes, note))
     return to_image(decoded, window), decoded
@@ -153,7 +160,29 @@ def _decode_volume(file: BufferedReader, path: Path, first_of_4d: bool) -> Decod
 def _decode_folder(path: Path) -> Decoded:
     from dira_core.data import series
 
-    return series.decode(path)
+    return series.decode(series.files_of(path))
+
+
+def _decode_slices(slices: Sequence[Path]) -> Decoded:
+    from dira_core.data import series
+
+    return series.decode(slices)
+
+
+def series_of(path: str) -> tuple[str, int] | None:
+    """Return the UID of the series of a DICOM file and its number of frames.
+
+    None where it is no DICOM file, or cannot be read: reading it says why.
+    """
+    from dira_core.data import dicom
+
+    try:
+        with open(path, "rb") as file:
+            if sniff(file.peek(HEAD)) == "DICOM":
+                return _guarded(lambda: dicom.series_of(file))
+    except (OSError, DataError):
+        pass
+    return None
 
 
 def sniff(head: bytes) -> str | None:
@@ -290,7 +319,7 @@ def decode(file: BinaryIO, size: int, *, voi: bool) -> Decoded:
         return _guarded(lambda: decoder(file))
 
 
-def _guarded(decoder: Callable[[], Decoded]) -> Decoded:
+def _guarded(decoder: Callable[[], Made]) -> Made:
     """Decode quietly; whatever is raised becomes a `DataError` without values of the header."""
     try:
         with quiet():

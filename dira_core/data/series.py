@@ -1,4 +1,4 @@
-"""Decode a folder of DICOM slices as one volume, in the units of the modality.
+"""Decode DICOM slices as one volume, in the units of the modality.
 
 Slices are sorted by their positions along the normal of their planes, never by name or number.
 Source: DICOM PS3.3, C.7.6.2.1.1 (position and orientation).
@@ -7,7 +7,7 @@ Source: DICOM PS3.3, C.7.6.2.1.1 (position and orientation).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -44,14 +44,21 @@ class Slice(NamedTuple):
     uid: str
 
 
-def decode(folder: Path) -> Decoded:
-    """Decode the slices of a folder; hidden files and those that are no DICOM are passed over.
+def files_of(folder: Path) -> list[Path]:
+    """Return the files of a folder by name, but for hidden ones."""
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.is_file() and not e.name.startswith("."))
+    return [folder / name for name in names]
+
+
+def decode(files: Iterable[Path]) -> Decoded:
+    """Decode slices as one volume; files that are no DICOM are passed over.
 
     Raises:
         DataError: A slice cannot be read, or they do not make up one straight, even stack.
     """
     slices, values = [], 0
-    for found in _slices(folder):
+    for found in _slices(files):
         values += found.decoded.pixels.size
         if values > MAX_VALUES:
             raise DataError(f"the slices have more than {MAX_VALUES >> 20} Mi pixel values")
@@ -74,12 +81,10 @@ def decode(folder: Path) -> Decoded:
     return replace(stack, invert=first.invert)
 
 
-def _slices(folder: Path) -> Iterator[Slice]:
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_file() and not e.name.startswith("."))
-    for name in names:
-        with (folder / name).open("rb") as file:
-            if name == "DICOMDIR" or sniff(file.peek(HEAD)) != "DICOM":
+def _slices(files: Iterable[Path]) -> Iterator[Slice]:
+    for path in files:
+        with path.open("rb") as file:
+            if path.name == "DICOMDIR" or sniff(file.peek(HEAD)) != "DICOM":
                 continue
             dataset = parse(file)
         kind, frames = describe(dataset)
@@ -111,7 +116,9 @@ def _unit(vector: np.ndarray) -> bool:
 def _check_alike(slices: Sequence[Slice]) -> None:
     first = slices[0]
     if any(one.uid != first.uid for one in slices):
-        raise DataError("slices of several series: give each series a folder of its own")
+        raise DataError(
+            "slices of several series: set data.series=split, or give each its own folder"
+        )
     if any(one.decoded.pixels.shape != first.decoded.pixels.shape for one in slices):
         raise DataError("slices of several sizes")
     if any(one.decoded.invert != first.decoded.invert for one in slices):

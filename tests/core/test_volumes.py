@@ -241,6 +241,52 @@ def test_folders_and_manifests_hold_volumes_and_series(tmp_path: Path) -> None:
     assert FolderSource(source.options).fingerprint() != before
 
 
+def by_uid(folder: Path) -> list[tuple[np.ndarray, tuple[float, ...]]]:
+    """Return what ITK makes of each series in a flat folder that has several slices."""
+    names = sitk.ImageSeriesReader.GetGDCMSeriesFileNames
+    reader, found = sitk.ImageSeriesReader(), {}
+    for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(folder)):
+        files = names(str(folder), uid)
+        if len(files) > 1:
+            reader.SetFileNames(files)
+            found[min(files)] = itk_axes(reader.Execute())
+    return [found[first] for first in sorted(found)]
+
+
+def test_series_in_one_flat_folder_are_volumes_of_their_own(tmp_path: Path) -> None:
+    flat = tmp_path / "ct/flat"
+    for number, (depth, spacing) in enumerate([(4, 2.5), (6, 1.0), (1, 5.0)]):
+        affine = steps("LPS", (0.7, 0.8, spacing))
+        voxels = noise(10 + number, 12, depth, seed=number)
+        made = write_series(tmp_path / "s", voxels, affine, SeriesInstanceUID=f"1.2.{number}")
+        flat.mkdir(parents=True, exist_ok=True)
+        for path in made:  # names of the series alternate
+            path.rename(flat / f"{path.stem}-{number}.dcm")
+    write_series(tmp_path / "ct/alone", noise(8, 9, 5))
+    source = FolderSource(FolderOptions(path=tmp_path / "ct", series="split"))
+    assert [source.name(i) for i in range(3)] == [
+        "alone/0000.dcm",
+        "flat/0000-0.dcm",
+        "flat/0000-1.dcm",
+    ]
+    assert len(source) == 3
+    assert source.ignored == {"series of one slice": 1}
+    assert source.read(0).pixels.shape == (1, 5, 9, 8)
+    for index, (voxels, spacing) in enumerate(by_uid(flat), 1):
+        found = source.read(index)
+        assert np.array_equal(found.pixels[0], voxels)
+        np.testing.assert_allclose(found.spacing, spacing, rtol=1e-5)
+    assert audit(source, workers=0).readable == 3
+    with pytest.raises(DataError, match=r"several series: set data.series=split"):
+        read(flat, "auto")
+    before = source.fingerprint()
+    (flat / "0002-1.dcm").write_bytes(b"changed")  # not the file that names the series
+    changed = FolderSource(source.options)
+    assert changed.fingerprint() != before
+    with pytest.raises(DataError, match="unevenly spaced|several places|missing"):
+        changed.read(2)
+
+
 @pytest.mark.parametrize("name", ["ct_aorta_1.5mm", "mr_t2_spine", "mr_t2s_spine"])
 def test_real_nifti_is_what_nibabel_and_itk_see(real_data: Path, name: str) -> None:
     path = real_data / f"volumes/various/{name}.nii.gz"
@@ -257,5 +303,19 @@ def test_real_series_are_what_itk_sees(real_data: Path) -> None:
     for folder in folders:
         found = seen(folder)
         voxels, spacing = itk_axes(series_with_itk(folder))
+        assert np.array_equal(found.pixels[0].astype(np.float32), voxels)
+        np.testing.assert_allclose(found.spacing, spacing, rtol=1e-5)
+
+
+def test_real_series_of_one_flat_folder_are_what_itk_sees(real_data: Path, tmp_path: Path) -> None:
+    folders = sorted(path for path in (real_data / "dicom_series").iterdir() if path.is_dir())
+    for number, folder in enumerate(folders):
+        for path in folder.glob("*.dcm"):
+            (tmp_path / f"{path.stem}-{number}.dcm").symlink_to(path)
+    source = FolderSource(FolderOptions(path=tmp_path, series="split"))
+    expected = by_uid(tmp_path)
+    assert len(source) == len(expected) == 3
+    for index, (voxels, spacing) in enumerate(expected):
+        found = source.read(index)
         assert np.array_equal(found.pixels[0].astype(np.float32), voxels)
         np.testing.assert_allclose(found.spacing, spacing, rtol=1e-5)
