@@ -17,7 +17,7 @@ from kit import Dira
 from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
-from dira_core import DataError, Image, Source
+from dira_core import DataError, Image, RecipeError, Source, Trio
 from dira_core.plugins import make
 from dira_core.testing import choice
 from dira_transvw import WordsOptions
@@ -31,6 +31,7 @@ from dira_transvw.places import (
     is_worth_a_word,
     soft_tissue,
 )
+from dira_transvw.scoring import score
 from dira_transvw.source import WHITE, WordsSource
 
 PLAN = Plan(
@@ -390,3 +391,11 @@ def test_only_a_run_that_learned_words_is_scored(dira: Dira, tmp_path: Path) -> 
     code, _, wrong = dira("words", "score", "nowhere", "--data", "words")
     assert (code, wrong.count("\n")) == (2, 1)
     assert "nowhere is no run" in wrong
+
+
+def test_a_run_of_another_discriminator_is_not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
+    trio = Trio(make("backbone", choice("backbone", "unet3d", width=2), 1, 3))
+    monkeypatch.setattr("dira_transvw.scoring.load_run", lambda folder: (None, trio))
+    monkeypatch.setattr("dira_transvw.scoring.WordsSource", lambda options: None)
+    with pytest.raises(RecipeError, match="give a run with --disc transvw"):
+        score(Path("run"), WordsOptions(path=Path("words")))
