@@ -36,8 +36,11 @@ def of_pixels(pixels: np.ndarray) -> int:
 
 
 def of_texts(texts: list[str]) -> np.ndarray:
-    """Return the numbers of texts such as patients' ids, (N,) int64: 1 and more, -1 of no text."""
-    known = {text: abs(of_bytes(text.encode())) or 1 for text in set(texts)}
+    """Return the numbers of texts such as patients' ids, (N,) int64, -1 of no text.
+
+    Of the 8 bytes the lower 62 bits: positive, and with room above for who counts on from them.
+    """
+    known = {text: of_bytes(text.encode()) & (2**62 - 1) for text in set(texts)}
     return np.array([known[text] if text else -1 for text in texts], np.int64)
 
 

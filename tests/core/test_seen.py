@@ -72,6 +72,7 @@ def test_patients_are_known_by_their_id_in_any_list(tmp_path: Path) -> None:
     assert (len(one.patients), len(two.patients)) == (2, 4)
     assert set(one.patients) < set(two.patients)
     assert set(one.patients) == set(digests.of_texts(["77", "8"]))
+    assert 0 < one.patients.min() <= one.patients.max() < 2**62
 
 
 def test_it_is_kept_to_the_bit_with_what_its_initial_weights_saw(tmp_path: Path) -> None:
