@@ -57,7 +57,8 @@ def test_two_processes_train_as_one_does(name: str, strategy: str, accumulate: i
     if 2 not in dims:
         values |= {"data": {"name": "phantom3d", "n": 120}, "backbone": "unet3d"}
         values["views"]["size"] = 24
-    check_world_size(values, parts(accumulate, min(dims)))
+    # volumes in float64 take minutes: convolutions of them have no fast way
+    check_world_size(values, parts(accumulate, min(dims)), double=2 in dims)
 
 
 @pytest.mark.slow
