@@ -111,20 +111,23 @@ def barrier() -> None:
     highest(0)
 
 
+_all_gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+"""Its name since torch 2.14, or the one before."""
+
+
 class _Gather(torch.autograd.Function):
     """All-gather, whose gradient is the rank's part of an all-reduce."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        tensor = tensor.contiguous()  # and so are pieces like it, which NCCL asks for
-        pieces = [torch.empty_like(tensor) for _ in range(dist.get_world_size())]
+        everyone = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
         in_order("gather_rows", tensor)
-        dist.all_gather(pieces, tensor)
-        return torch.cat(pieces)
+        _all_gather(everyone, tensor.contiguous())
+        return everyone
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         in_order("gradient of gather_rows", total)
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
@@ -142,7 +145,7 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].contiguous().clone()
+        total = gradients[0].clone(memory_format=torch.contiguous_format)
         in_order("gradient of sum_over_processes", total)
         dist.all_reduce(total)
         return total

@@ -69,7 +69,7 @@ class SwAV(Discriminator):
         unit = gather_rows(F.normalize(z, dim=2, eps=1e-4).transpose(0, 1)).transpose(0, 1)
         frozen = self.step < self._options.freeze_steps
         prototypes = torch.where(frozen, self.prototypes.detach(), self.prototypes)
-        scores = cosines(unit, prototypes)
+        scores = cosines(unit, prototypes.float())
         codes = torch.stack([self._assign(scores[view], view) for view in range(2)])
         if self.training and self.queue is not None:
             pairs = unit[:2].transpose(0, 1).flatten(1)
