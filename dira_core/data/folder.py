@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dira_core import digests
-from dira_core.data.readers import HEAD, read, series_of, sniff
+from dira_core.data.formats import HEAD, sniff
+from dira_core.data.readers import read, series_of
 from dira_core.errors import DataError
 from dira_core.roles import Source
 from dira_core.source_options import IMAGE_SUFFIXES, VOLUME_SUFFIXES, FolderOptions, VolumeOptions

@@ -17,7 +17,7 @@ from pydicom import Dataset
 
 from dira_core.data import MAX_VALUES, Decoded
 from dira_core.data.dicom import MONOCHROME, describe, group, image_of, parse
-from dira_core.data.readers import HEAD, sniff
+from dira_core.data.formats import HEAD, sniff
 from dira_core.data.volumes import LPS, affine_of, volume
 from dira_core.errors import DataError
 

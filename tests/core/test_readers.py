@@ -15,7 +15,8 @@ import pytest
 from PIL import Image as Pillow
 
 from dira_core.data import Decoded
-from dira_core.data.readers import choose_window, inspect, read, to_image
+from dira_core.data.readers import inspect, read
+from dira_core.data.windows import choose_window, to_image
 from dira_core.errors import DataError, RecipeError
 
 RAMP = np.add.outer(np.arange(24), 3 * np.arange(32)).astype(np.uint8)
