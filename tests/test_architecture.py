@@ -124,10 +124,11 @@ def test_torch_files_of_others_are_read_for_their_tensors_alone() -> None:
 def test_nothing_uses_the_network(name: str) -> None:
     assert not {module.partition(".")[0] for module in imported(TREES[name])} & NETWORK
     sockets = [module for module in imported(TREES[name]) if module.startswith("socket")]
-    # the lock of a run folder says on which host its owner runs
+    # the lock of a run folder says on which host its owner runs; the launcher, where machines meet
     assert not sockets or sockets == ["socket"]
-    used = [call for call in called(TREES[name]) if call.startswith("socket.")]
-    assert set(used) <= {"socket.gethostname"}
+    used = {call for call in called(TREES[name]) if re.fullmatch(r"socket\.\w+", call)}
+    meeting = {"socket.create_connection"} if name == "dira_core/launch.py" else set()
+    assert used <= {"socket.gethostname"} | meeting
     found = {call for call in called(TREES[name]) if re.search("download|from_pretrain", call)}
     assert found <= ALLOWED.get(name, set())
 

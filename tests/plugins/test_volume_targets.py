@@ -104,7 +104,7 @@ def test_candidates_of_a_csv_file_are_measured(luna: Path, tmp_path: Path) -> No
     file.write_text("\n".join(lines) + "\n")
     found = read_candidates(CandidatesOptions(path=file), "auto")
     assert (len(found.source), len(set(found.patients)), found.split) == (40, 10, None)
-    parts = split(None, found.patients, found.labels, 1.0, 0)
+    parts = split(None, found.patients, found.labels, 1.0, 0, 0)
     sides = [{found.patients[i] for i in part} for part in (parts.fit, parts.test)]
     assert not sides[0] & sides[1]
     given = ["backbone=small-net", "size=[8, 16, 16]", "way=knn", "target.extent=[9, 9, 9]"]
