@@ -15,11 +15,7 @@ from typing import Any
 from dira_core import seen
 from dira_core.agreement import agree
 from dira_core.blame import blamed
-from dira_core.build import (
-    build_source,
-    build_trackers,
-    build_trio,
-)
+from dira_core.build import build_source, build_trackers, build_trio
 from dira_core.distributed import from_first, rank
 from dira_core.errors import CheckpointError, DivergedError, PluginError
 from dira_core.evaluate import Pause

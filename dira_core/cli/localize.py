@@ -10,6 +10,7 @@ import typer
 
 from dira_core.cli.telling import tell
 from dira_core.errors import RecipeError
+from dira_core.escaping import printable
 
 
 def localize(
@@ -69,8 +70,6 @@ def _pair(text: str) -> tuple[str, str]:
 
 def tables(findings: Mapping[str, Any]) -> Iterator[str]:
     """Lay out the pointing game, then a table for each measure."""
-    from dira_core.data.folder import printable
-
     shown = {printable(name): each for name, each in findings.items()}
     width = max(map(len, shown)) + 2
     yield f"{'':{width}}{'images':>8}{'pointing':>10}{'by chance':>11}{'boxes':>8}{'flat':>6}"

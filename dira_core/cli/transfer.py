@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dira_core.cli.telling import tell
+from dira_core.escaping import printable
 from dira_core.layering import Layer
 from dira_core.plugins import installed
 from dira_core.transfer.plan import Plan, transfer_plan
@@ -64,10 +65,10 @@ def transfer(
     """Measure what weights are worth on a labelled task.
 
     fine-tune trains all parameters, and stops when the loss on a tenth of the training part (whole
-    patients) stops falling, or where that is too few images, after a fixed number of steps; masks
-    take the decoder along. linear: logistic regression on frozen
-    features. knn: their nearest neighbours. Both report features as they are ("plain"), and with
-    batch-norm statistics measured on the training images ("re-measured").
+    patients) stops falling, or where that is too few images, after a fixed number of passes; masks
+    take the decoder along. linear: logistic regression on frozen features. knn: their nearest
+    neighbours. Both report features as they are ("plain"), and with batch-norm statistics measured
+    on the training images ("re-measured").
 
     Compare with the same command on `random:SEED`, the untrained network of a run, and `imagenet`.
     Test images are the same for every seed and fraction, and are looked at once. Started again, it
@@ -130,8 +131,6 @@ def table(scores: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _lines(scores: Mapping[str, Any]) -> Iterator[tuple[str, float | None]]:
-    from dira_core.data.folder import printable  # reads files, with all that this needs
-
     for name, score in scores.items():
         if isinstance(score, Mapping) and "mean" in score:
             by_class = score["by_class"]

@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dira_core.data.folder import printable
 from dira_core.data.pyramid import SMALLEST_SIDE
 from dira_core.errors import DataError
+from dira_core.escaping import printable
 from dira_core.files import write_atomic
 from dira_core.source_options import CACHE
 

@@ -15,6 +15,7 @@ from dira_core import digests
 from dira_core.data.formats import HEAD, sniff
 from dira_core.data.readers import read, series_of
 from dira_core.errors import DataError
+from dira_core.escaping import printable
 from dira_core.roles import Source
 from dira_core.source_options import IMAGE_SUFFIXES, VOLUME_SUFFIXES, FolderOptions, VolumeOptions
 from dira_core.types import Image
@@ -121,11 +122,6 @@ class FolderSource(FileSource):
     def slices(self, index: int) -> list[Path]:
         """Return the files of a volume that is one series of several in its folder; else none."""
         return [Path(path) for path in self._slices.get(self.paths[index], [])]
-
-
-def printable(name: str) -> str:
-    """Escape characters a terminal obeys, and bytes of a file name that are no text."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def _walk(

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from dira_core.data import Window
-from dira_core.data.folder import FileSource, FolderSource, printable
+from dira_core.data.folder import FileSource, FolderSource
 from dira_core.data.manifest import column_of, line_number, read_csv
 from dira_core.data.readers import decode_path
 from dira_core.errors import DataError, RecipeError, did_you_mean
-from dira_core.source_options import VolumeOptions
+from dira_core.escaping import printable
+from dira_core.source_options import FolderOptions, VolumeOptions
 from dira_core.target_options import CsvOptions, MasksOptions
 from dira_core.targets import Labels, Masks
 
@@ -216,8 +217,6 @@ def file_masks(options: MasksOptions, window: Window) -> FileMasks:
 
 def _paired(options: MasksOptions, window: Window) -> tuple[FileSource, list[Path]]:
     """Pair the images of a folder with the masks of another by their paths without suffix."""
-    from dira_core.source_options import FolderOptions
-
     if options.masks is None:
         raise RecipeError(
             "a folder of images needs the folder of their masks: --set target.masks=FOLDER"

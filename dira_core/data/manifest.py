@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from dira_core import digests
-from dira_core.data.folder import FileSource, printable
+from dira_core.data.folder import FileSource
 from dira_core.errors import DataError, RecipeError, did_you_mean
+from dira_core.escaping import printable
 from dira_core.source_options import ManifestOptions
 
 

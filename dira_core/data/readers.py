@@ -64,7 +64,7 @@ def inspect(
     """Read as `read` does, and return what the decoder found as well."""
     try:
         if slices:
-            decoded = _guarded(lambda: _decode_slices(slices))
+            decoded = _guarded(lambda: _decode_series(path, slices))
         else:
             decoded = decode_path(path, window, first_of_4d)
     except (OSError, ValueError) as error:
@@ -89,7 +89,7 @@ def decode_path(path: Path, window: Window, first_of_4d: bool) -> Decoded:
     """Decode a file or a folder of slices; raises as `decode` does, and OSError."""
     status = path.stat()
     if stat.S_ISDIR(status.st_mode):
-        return _guarded(lambda: _decode_folder(path))
+        return _guarded(lambda: _decode_series(path))
     if not stat.S_ISREG(status.st_mode):
         raise DataError("not a regular file")
     size = status.st_size
@@ -110,16 +110,10 @@ def _decode_volume(file: BufferedReader, path: Path, first_of_4d: bool) -> Decod
     return nifti.decode(file, size=size, first_of_4d=first_of_4d)
 
 
-def _decode_folder(path: Path) -> Decoded:
+def _decode_series(folder: Path, slices: Sequence[Path] = ()) -> Decoded:
     from dira_core.data import series
 
-    return series.decode(series.files_of(path))
-
-
-def _decode_slices(slices: Sequence[Path]) -> Decoded:
-    from dira_core.data import series
-
-    return series.decode(slices)
+    return series.decode(slices or series.files_of(folder))
 
 
 def series_of(path: str) -> tuple[str, int] | None:

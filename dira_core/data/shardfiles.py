@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import fsspec
 
-from dira_core.data.folder import printable
 from dira_core.errors import DataError, RecipeError
+from dira_core.escaping import printable
 
 MOST_SHARDS = 100_000
 """What a pattern may stand for at most."""

@@ -16,9 +16,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dira_core.data.folder import printable
 from dira_core.data.shardfiles import Shard
 from dira_core.errors import DataError
+from dira_core.escaping import printable
 from dira_core.source_options import IMAGE_SUFFIXES
 
 HEADER = 512

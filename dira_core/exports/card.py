@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import dira_core
-from dira_core.data.folder import printable
+from dira_core.escaping import as_markdown
 from dira_core.exports.networks import Written
 from dira_core.weightfiles import Header
-
-MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&!])")
 
 
 def card(header: Header, to: str, name: str, written: Written) -> str:
@@ -23,14 +19,14 @@ def card(header: Header, to: str, name: str, written: Written) -> str:
     """
     assert header.backbone is not None
     parts = [str(part["name"]) for part in (header.backbone, header.restorer) if part]
-    origin = f" It started from {_plain(header.origin)}." if header.origin else ""
+    origin = f" It started from {as_markdown(header.origin)}." if header.origin else ""
     sides = header.size if isinstance(header.size, int) else " x ".join(map(str, header.size))
     window = header.window if isinstance(header.window, str) else list(header.window)
     return f"""---
 library_name: {to}
 tags: [self-supervised, medical-imaging, dira]
 ---
-# {_plain(name)}
+# {as_markdown(name)}
 
 {" and ".join(parts)}, pretrained by self-supervision with dira {dira_core.__version__}.{origin}
 
@@ -56,8 +52,3 @@ The same random images through dira and through {to}: outputs differ by at most
 
 What it was trained on, what it is for, its limits and its licence: weights do not know.
 """
-
-
-def _plain(name: str) -> str:
-    """Escape what Markdown, HTML in it or a terminal would obey in the name of a file."""
-    return MARKDOWN.sub(r"\\\1", printable(name))

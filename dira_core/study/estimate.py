@@ -19,7 +19,7 @@ from dira_core.study.jobs import RESULT, Job
 from dira_core.targets import Labels
 from dira_core.transfer.networks import classifier, start
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.splits import split_of, watched
+from dira_core.transfer.splits import split_of, training_on, watched
 from dira_core.view_options import sides_of
 
 BATCH = 32
@@ -82,11 +82,9 @@ def _transfer(asked: dict[str, Any]) -> float:
     step = timed(lambda: network(images).sum().backward()) / BATCH
     if labels is None:
         step, forward = 3 * step, 3 * forward  # a decoder costs about twice its encoder
-    training = plan.training
-    parts = watched(parts, training.least_validation)
-    n, stops = len(parts.train), len(parts.validation)
-    training = training if stops else training.unwatched(n)
-    epoch = step * n * training.passes(n) + forward * stops
+    parts = watched(parts, plan.training.least_validation)
+    training, n = training_on(parts, plan.training), len(parts.train)
+    epoch = step * n * training.passes(n) + forward * len(parts.validation)
     return training.epochs * epoch + forward * len(parts.test)
 
 

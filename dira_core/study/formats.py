@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from dira_core.data.folder import printable
+from dira_core.escaping import as_markdown, printable
 from dira_core.study.tables import Table, Text
 
 TEX = {
@@ -23,7 +22,6 @@ TEX = {
     ">": "$>$",
     **{character: f"{{{character}}}" for character in "[]*"},  # after a line's end they are options
 }
-MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&])")
 
 
 def markdown(tables: Sequence[Table]) -> str:
@@ -46,7 +44,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    return MARKDOWN.sub(r"\\\1", printable(" ".join(text.split())))
+    return as_markdown(" ".join(text.split()))
 
 
 def latex(tables: Sequence[Table]) -> str:

@@ -27,7 +27,7 @@ from dira_core.roles import trainable
 from dira_core.tensorfiles import read_tensors, write_tensors
 from dira_core.transfer.images import Task, pieces
 from dira_core.transfer.plan import Plan, Training
-from dira_core.transfer.splits import Array, Split
+from dira_core.transfer.splits import Array, Split, training_on
 from dira_core.types import Progress
 
 STATE, BEST = "state.safetensors", "network.safetensors"
@@ -107,8 +107,7 @@ class FineTuning:
     ) -> None:
         self.network, self.task, self.loss = network, task, loss
         self.split, self.plan, self.precision = split, plan, precision
-        n = len(split.train)
-        self.training = plan.training if len(split.validation) else plan.training.unwatched(n)
+        self.training = training_on(split, plan.training)
         place(network, precision.device, channels_last=plan.channels_last)
         self._optimizer = build_optimizer(
             [{"params": trainable([network])}], self.training.optimizer, self.training.batch_size

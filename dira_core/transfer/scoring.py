@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dira_core.data.folder import printable
+from dira_core.escaping import printable
 from dira_core.roles import Source
 from dira_core.targets import Labelled, Labels, Masks
 from dira_core.transfer.images import MaskTask, pieces

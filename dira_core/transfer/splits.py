@@ -17,7 +17,7 @@ import torch
 from dira_core.draws import Draws
 from dira_core.errors import DataError, did_you_mean
 from dira_core.targets import Labelled, Labels
-from dira_core.transfer.plan import Plan
+from dira_core.transfer.plan import Plan, Training
 
 Array = np.ndarray[Any, Any]
 
@@ -121,6 +121,11 @@ def watched(parts: Split, least: int) -> Split:
     if not parts.held_out or len(parts.validation) >= least:
         return parts
     return replace(parts, train=parts.fit, validation=parts.validation[:0])
+
+
+def training_on(parts: Split, training: Training) -> Training:
+    """Return how to train on a split: to an end that is known, where no image decides."""
+    return training if len(parts.validation) else training.unwatched(len(parts.train))
 
 
 def named_parts(column: Sequence[str]) -> dict[str, Array]:

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from dira_core.data.folder import printable
 from dira_core.data.labelled import mask_pixels
 from dira_core.data.manifest import read_csv
 from dira_core.errors import DataError
+from dira_core.escaping import printable
 from dira_core.transfer.boxes import regions
 
 Array = np.ndarray[Any, Any]

@@ -228,9 +228,9 @@ class NoiseInpaint(Distortion):
         if images.device.type != "cpu":
             return torch.where(cover(*blocks, shape), new.whole(), images)
         painted = images.clone()
-        for row, image in enumerate(places(*blocks)):
-            for place in image:
-                painted.numpy()[row][place] = new.inside(row, place)
+        for row, (result, there) in enumerate(zip(painted.numpy(), places(*blocks), strict=True)):
+            for place in there:
+                result[place] = new.inside(row, place)
         return painted
 
 
@@ -280,7 +280,9 @@ class NoiseOutpaint(Distortion):
         if images.device.type != "cpu":
             return torch.where(cover(*blocks, shape), images, new)
         painted = new if new.shape == images.shape else new.expand_as(images).clone()
-        for row, image in enumerate(places(*blocks)):
-            for place in image:
-                painted.numpy()[row][place] = images.numpy()[row][place]
+        for result, image, there in zip(
+            painted.numpy(), images.numpy(), places(*blocks), strict=True
+        ):
+            for place in there:
+                result[place] = image[place]
         return painted

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from dira_core.data.folder import FolderSource, printable
+from dira_core.data.folder import FolderSource
 from dira_core.data.manifest import ManifestSource
 from dira_core.errors import DataError, RecipeError
+from dira_core.escaping import printable
 from dira_core.source_options import FolderOptions, ManifestOptions
 
 

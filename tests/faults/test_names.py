@@ -15,8 +15,9 @@ from PIL import Image
 from dira_core.builtins import FolderOptions
 from dira_core.cli import main
 from dira_core.cli.telling import tell
-from dira_core.data.folder import FolderSource, printable
+from dira_core.data.folder import FolderSource
 from dira_core.errors import DataError
+from dira_core.escaping import printable
 from dira_core.exports.card import card
 from dira_core.exports.networks import Written
 from dira_core.study.formats import html, latex, markdown
