@@ -74,16 +74,16 @@ class UNetDecoderOptions(DecoderOptions):
 
 def build_unet(options: UNetOptions, channels: int, dims: int) -> Backbone:
     """Make MONAI's U-Net's encoder."""
-    from dira_monai.encoders import UNetEncoder
+    from dira_monai.encoders import unet_encoder
 
-    return UNetEncoder(options, channels, dims)
+    return unet_encoder(options, channels, dims)
 
 
 def build_dynunet(options: DynUNetOptions, channels: int, dims: int) -> Backbone:
     """Make DynUNet's encoder."""
-    from dira_monai.encoders import DynUNetEncoder
+    from dira_monai.encoders import dynunet_encoder
 
-    return DynUNetEncoder(options, channels, dims)
+    return dynunet_encoder(options, channels, dims)
 
 
 def build_swin(options: SwinOptions, channels: int, dims: int) -> Backbone:

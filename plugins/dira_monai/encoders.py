@@ -6,6 +6,8 @@ initial weights and numbers are its own.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from dira_core import Backbone, RecipeError
@@ -35,86 +37,87 @@ def check_sides(images: Tensor, backbone: Backbone, options: NormOptions) -> Non
         )
 
 
-class UNetEncoder(Backbone):
-    """Encode images by the way down of MONAI's `UNet`.
-
-    Source: Kerfoot et al., "Left-Ventricle Quantification Using Residual U-Net", STACOM 2018.
+class Levels(Backbone):
+    """Encode images by levels, each on what the one before made.
 
     Args:
-        options: Widths, residual units, norm.
+        levels: Modules of MONAI, shallow to deep.
+        options: Widths of the levels, norm.
+        strides: Of the levels' maps.
         channels: Channels of an image.
         dims: Number of spatial axes.
     """
 
-    def __init__(self, options: UNetOptions, channels: int, dims: int) -> None:
+    def __init__(
+        self,
+        levels: Sequence[nn.Module],
+        options: UNetOptions | DynUNetOptions,
+        strides: tuple[int, ...],
+        channels: int,
+        dims: int,
+    ) -> None:
         super().__init__()
         self.options, self.in_channels, self.dims = options, channels, dims
-        self.channels = options.widths
-        halved = len(options.widths) - 1
-        self.strides = (*doubling(halved, 2), 1 << halved)
-        network = monai("networks.nets").UNet(
-            dims,
-            channels,
-            channels,
-            options.widths,
-            [2] * halved,
-            num_res_units=options.units,
-            norm=options.norm,
-        )
-        self.levels = nn.ModuleList()
-        below = network.model
-        for _ in range(halved):
-            self.levels.append(below[0])
-            below = below[1].submodule
-        self.levels.append(below)
+        self.channels, self.strides = options.widths, strides
+        self.levels = nn.ModuleList(levels)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         check_sides(images, self, self.options)
-        return one_after_the_other(self.levels, images)
+        pyramid, maps = [], images
+        for level in self.levels:
+            maps = level(maps)
+            pyramid.append(maps)
+        return pyramid
 
     def segments(self) -> list[nn.Module]:
         """Return the levels."""
         return [*self.levels]
 
 
-class DynUNetEncoder(Backbone):
-    """Encode images by the way down of MONAI's `DynUNet`.
+def unet_encoder(options: UNetOptions, channels: int, dims: int) -> Levels:
+    """Return the way down of MONAI's `UNet`.
+
+    Source: Kerfoot et al., "Left-Ventricle Quantification Using Residual U-Net", STACOM 2018.
+    """
+    halved = len(options.widths) - 1
+    network = monai("networks.nets").UNet(
+        dims,
+        channels,
+        channels,
+        options.widths,
+        [2] * halved,
+        num_res_units=options.units,
+        norm=options.norm,
+    )
+    levels, below = [], network.model
+    for _ in range(halved):
+        levels.append(below[0])
+        below = below[1].submodule
+    strides = (*doubling(halved, 2), 1 << halved)
+    return Levels([*levels, below], options, strides, channels, dims)
+
+
+def dynunet_encoder(options: DynUNetOptions, channels: int, dims: int) -> Levels:
+    """Return the way down of MONAI's `DynUNet`.
 
     Source: Isensee et al., "Automated Design of Deep Learning Methods for Biomedical Image
     Segmentation", arXiv:1904.08128.
-
-    Args:
-        options: Widths, residual blocks, norm.
-        channels: Channels of an image.
-        dims: Number of spatial axes.
     """
-
-    def __init__(self, options: DynUNetOptions, channels: int, dims: int) -> None:
-        super().__init__()
-        self.options, self.in_channels, self.dims = options, channels, dims
-        self.channels, maps = options.widths, len(options.widths)
-        self.strides = doubling(maps)
-        halving = [2] * (maps - 1)
-        network = monai("networks.nets").DynUNet(
-            dims,
-            channels,
-            channels,
-            kernel_size=[3] * maps,
-            strides=[1, *halving],
-            upsample_kernel_size=halving,
-            filters=options.widths,
-            norm_name=NORMS[options.norm],
-            res_block=options.residual,
-        )
-        self.levels = nn.ModuleList([network.input_block, *network.downsamples, network.bottleneck])
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        check_sides(images, self, self.options)
-        return one_after_the_other(self.levels, images)
-
-    def segments(self) -> list[nn.Module]:
-        """Return the levels."""
-        return [*self.levels]
+    maps = len(options.widths)
+    halving = [2] * (maps - 1)
+    network = monai("networks.nets").DynUNet(
+        dims,
+        channels,
+        channels,
+        kernel_size=[3] * maps,
+        strides=[1, *halving],
+        upsample_kernel_size=halving,
+        filters=options.widths,
+        norm_name=NORMS[options.norm],
+        res_block=options.residual,
+    )
+    levels = [network.input_block, *network.downsamples, network.bottleneck]
+    return Levels(levels, options, doubling(maps), channels, dims)
 
 
 class SwinEncoder(Backbone):
@@ -162,12 +165,3 @@ class SwinEncoder(Backbone):
     def segments(self) -> list[nn.Module]:
         """Return the transformer and the blocks."""
         return [self.transformer, *self.blocks, self.deepest]
-
-
-def one_after_the_other(levels: nn.ModuleList, images: Tensor) -> list[Tensor]:
-    """Return what each level makes of what the one before made."""
-    pyramid, maps = [], images
-    for level in levels:
-        maps = level(maps)
-        pyramid.append(maps)
-    return pyramid
