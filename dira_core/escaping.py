@@ -1,10 +1,13 @@
-"""Names from data as text that nothing obeys: no terminal, no Markdown."""
+"""Names from data as text that nothing obeys: no terminal, no Markdown, no spreadsheet."""
 
 from __future__ import annotations
 
 import re
 
 MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&!])")
+
+FORMULA = ("=", "+", "-", "@")
+"""What makes a program for tables take a cell for a formula."""
 
 
 def printable(name: str) -> str:
@@ -15,3 +18,8 @@ def printable(name: str) -> str:
 def as_markdown(name: str) -> str:
     """Escape what Markdown, HTML in it or a terminal would obey."""
     return MARKDOWN.sub(r"\\\1", printable(name))
+
+
+def text_cell(text: str) -> str:
+    """Return a text from a file, printable; what looks like a formula gets an apostrophe before."""
+    return f"'{printable(text)}" if text.lstrip().startswith(FORMULA) else printable(text)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from dira_core.errors import DataError
+from dira_core.escaping import text_cell
 from dira_core.study.jobs import RESULT, TRANSFER, Cell, Job
 from dira_core.study.localized import placed
 from dira_core.study.plan import Arm, Metric, Study
@@ -139,16 +140,29 @@ def csv_text(outcomes: Sequence[Outcome]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow([*asdict(outcomes[0].cell), "features", "score", "value"] if outcomes else [])
     for outcome in outcomes:
+        cells = [
+            text_cell(each) if isinstance(each, str) else each
+            for each in asdict(outcome.cell).values()
+        ]
         for name, value in outcome.scores.items():
-            cells = [*asdict(outcome.cell).values(), outcome.features, name]
-            writer.writerow([*cells, "" if value is None else f"{value:.6g}"])
+            number = "" if value is None else f"{value:.6g}"
+            writer.writerow([*cells, outcome.features, text_cell(name), number])
     return file.getvalue()
 
 
-def entries(
-    study: Study, jobs: Sequence[Job], outcomes: Sequence[Outcome]
-) -> dict[Place, list[Entry]]:
-    """Return what the tables show, by place; weights with a seed missing are left out.
+def with_all_seeds(jobs: Sequence[Job], outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the outcomes of weights that are done with every seed."""
+    wanted = Counter(replace(job.cell, seed=0) for job in jobs if job.cell is not None)
+    done = Counter((replace(outcome.cell, seed=0), outcome.features) for outcome in outcomes)
+    return [
+        outcome
+        for outcome in outcomes
+        if done[alike := replace(outcome.cell, seed=0), outcome.features] >= wanted[alike]
+    ]
+
+
+def entries(study: Study, outcomes: Sequence[Outcome]) -> dict[Place, list[Entry]]:
+    """Return what the tables show, by place; weights without a score of a seed are left out.
 
     Raises:
         DataError: Transfers of one place met other test images.
@@ -161,14 +175,13 @@ def entries(
         if outcome.features in ("fine-tune", task.features):
             of = grouped[cell.target, cell.way, cell.fraction]
             of[cell.recipe, cell.arm].append(outcome)
-    wanted = Counter(replace(job.cell, seed=0) for job in jobs if job.cell is not None)
     found: dict[Place, list[Entry]] = {}
     for place, arms in grouped.items():
         images: list[str] = []
         for (recipe, arm), seeds in arms.items():
             metric = metric_of(study, seeds[0])
             values = [outcome.scores.get(metric) for outcome in seeds]
-            if len(seeds) < wanted[replace(seeds[0].cell, seed=0)] or None in values:
+            if None in values:
                 continue
             tables = [Predictions(outcome.predictions) for outcome in seeds]
             images = images or tables[0].images

@@ -14,7 +14,14 @@ from dira_core.study.formats import html, latex, markdown
 from dira_core.study.jobs import Job
 from dira_core.study.places import localization_tables
 from dira_core.study.plan import Study
-from dira_core.study.results import Outcome, collect, comparisons, csv_text, entries
+from dira_core.study.results import (
+    Outcome,
+    collect,
+    comparisons,
+    csv_text,
+    entries,
+    with_all_seeds,
+)
 from dira_core.study.statistics import interval, spread
 from dira_core.study.tables import Table, all_tables
 
@@ -47,7 +54,8 @@ def tabulated(
     study: Study, jobs: Sequence[Job], outcomes: Sequence[Outcome]
 ) -> tuple[list[Table], dict[str, Any]]:
     """Return the tables, and all their numbers as plain data."""
-    found = entries(study, jobs, outcomes)
+    whole = with_all_seeds(jobs, outcomes)
+    found = entries(study, whole)
     compared = comparisons(found)
     record: dict[str, Any] = {
         "dira": __version__,
@@ -66,7 +74,7 @@ def tabulated(
         "comparisons": [asdict(each) for each in compared],
         "seen_in_pretraining": max((outcome.images or 0 for outcome in outcomes), default=0),
     }
-    return [*all_tables(study, found, compared), *localization_tables(outcomes)], record
+    return [*all_tables(study, found, compared), *localization_tables(whole)], record
 
 
 def said(study: Study, record: dict[str, Any]) -> str:

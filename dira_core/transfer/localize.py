@@ -14,6 +14,7 @@ import torch
 
 from dira_core.build import place
 from dira_core.errors import CheckpointError, DataError, RecipeError, did_you_mean
+from dira_core.escaping import text_cell
 from dira_core.export import Preprocessing, build
 from dira_core.files import digest, write_atomic, writing
 from dira_core.plugins import make
@@ -27,7 +28,7 @@ from dira_core.transfer.images import LabelTask
 from dira_core.transfer.networks import Classifier
 from dira_core.transfer.overlays import overlay
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.scoring import Predicted, csv_text, file_cell, text_cell
+from dira_core.transfer.scoring import Predicted, csv_text, file_cell
 from dira_core.transfer.splits import split_of
 from dira_core.transfer.truths import SYNONYMS, Truth, read_truths
 from dira_core.transfer.ways import Said

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from dira_core.escaping import printable
+from dira_core.escaping import FORMULA, text_cell
 from dira_core.roles import Source
 from dira_core.targets import Labelled, Labels, Masks
 from dira_core.transfer.images import MaskTask, pieces
@@ -26,8 +26,6 @@ from dira_core.transfer.metrics import (
 )
 
 Array = np.ndarray[Any, Any]
-FORMULA = ("=", "+", "-", "@")
-"""What makes a program for tables take a cell for a formula."""
 
 
 class Predicted(NamedTuple):
@@ -128,11 +126,6 @@ def file_cell(source: Source, index: int) -> str:
     """Return the name of an image; one that looks like a formula starts at the folder itself."""
     name = source.name(index)
     return f"./{name}" if name.startswith(FORMULA) else name
-
-
-def text_cell(text: str) -> str:
-    """Return a text from a file, printable; what looks like a formula gets an apostrophe before."""
-    return f"'{printable(text)}" if text.lstrip().startswith(FORMULA) else printable(text)
 
 
 def csv_text(predicted: Predicted) -> str:

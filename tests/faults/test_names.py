@@ -17,13 +17,15 @@ from dira_core.cli import main
 from dira_core.cli.telling import tell
 from dira_core.data.folder import FolderSource
 from dira_core.errors import DataError
-from dira_core.escaping import printable
+from dira_core.escaping import FORMULA, printable, text_cell
 from dira_core.exports.card import card
 from dira_core.exports.networks import Written
+from dira_core.study import results
 from dira_core.study.formats import html, latex, markdown
+from dira_core.study.jobs import Cell
 from dira_core.study.tables import Table, Text
 from dira_core.targets import Labels
-from dira_core.transfer.scoring import FORMULA, csv_text, score_labels, text_cell
+from dira_core.transfer.scoring import csv_text, score_labels
 from dira_core.weightfiles import Header
 
 PAYLOADS = [
@@ -92,6 +94,17 @@ def test_no_cell_of_a_table_is_a_formula_or_breaks_a_line(name: str, tmp_path: P
     for cell in (*header, *line, *finding):
         assert not cell.startswith((*FORMULA, "\t", "\r"))
     assert finding[0] in (printable(name), f"'{printable(name)}")
+
+
+@pytest.mark.parametrize("name", PAYLOADS)
+def test_scores_of_a_study_name_what_a_spreadsheet_does_not_obey(name: str) -> None:
+    cell = Cell(name, "di", name, "fine-tune", 0.1, 0)
+    outcome = results.Outcome(cell, "fine-tune", {name: 0.5, f"auc {name}": None}, Path(), 0, 1.0)
+    header, *lines = csv.reader(io.StringIO(results.csv_text([outcome]), newline=""))
+    assert header[-3:] == ["features", "score", "value"]
+    assert [line[-1] for line in lines] == ["0.5", ""]
+    assert lines[0][0] in (printable(name), f"'{printable(name)}")
+    assert not [each for line in lines for each in line if each.startswith((*FORMULA, "\t", "\r"))]
 
 
 def parsed(name: str, kind: str) -> list[str]:

@@ -10,7 +10,7 @@ from dira_core.study.jobs import Cell, Job
 from dira_core.study.localized import placed
 from dira_core.study.places import localization_tables
 from dira_core.study.plan import Arm
-from dira_core.study.results import Outcome
+from dira_core.study.results import Outcome, with_all_seeds
 
 
 def finding(pointing: float) -> dict[str, object]:
@@ -47,6 +47,13 @@ def test_the_table_has_a_row_an_arm_over_all_findings_and_seeds() -> None:
         ["chest 1", "random", "30.0 ± 14.1", "10.0 ± 0.0"],
         ["chest 1", "moco dira", "30.0 ± 14.1", "10.0 ± 0.0"],
     ]
+
+
+def test_an_arm_without_all_seeds_is_not_in_the_table() -> None:
+    outcomes = [outcome("random", 0, 0.2), outcome("random", 1, 0.4), outcome("dira", 0, 0.4)]
+    jobs = [Job("", {}, None, cell(arm, seed)) for arm in ("random", "dira") for seed in (0, 1)]
+    [table] = localization_tables(with_all_seeds(jobs, outcomes))
+    assert [row[1].text for row in table.rows] == ["random"]
 
 
 def test_without_boxes_of_experts_there_is_no_table() -> None:

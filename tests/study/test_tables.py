@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from dira_core.study.formats import html, latex, markdown
 from dira_core.study.jobs import Cell, Job
 from dira_core.study.plan import Arm, Study
-from dira_core.study.results import collect, comparisons, csv_text, entries
+from dira_core.study.results import collect, comparisons, csv_text, entries, with_all_seeds
 from dira_core.study.statistics import t_test
 from dira_core.study.tables import Table, Text, all_tables, ranked
 from dira_core.study.writing import write_results
@@ -65,7 +65,7 @@ def jobs(tmp_path: Path) -> list[Job]:
 
 
 def shown(jobs: list[Job], study: Path) -> dict[str, Table]:
-    found = entries(PLAN, jobs, collect(jobs, study))
+    found = entries(PLAN, with_all_seeds(jobs, collect(jobs, study)))
     return {
         table.title.split()[1].strip(":"): table
         for table in all_tables(PLAN, found, comparisons(found))
@@ -93,7 +93,7 @@ def test_tables_have_the_papers_rows_with_mean_deviation_and_difference(
 def test_a_comparison_rests_on_seeds_patients_and_all_others(
     jobs: list[Job], tmp_path: Path
 ) -> None:
-    found = comparisons(entries(PLAN, jobs, collect(jobs, tmp_path)))
+    found = comparisons(entries(PLAN, collect(jobs, tmp_path)))
     assert len(found) == 2 * 6
     one = next(c for c in found if (c.arm, c.against, c.fraction) == ("dira", "random", 1.0))
     p = t_test([80, 81, 82], [60, 61, 62])
@@ -106,7 +106,7 @@ def test_a_comparison_rests_on_seeds_patients_and_all_others(
 
 
 def test_draws_scatter_around_the_score_of_the_predictions(jobs: list[Job], tmp_path: Path) -> None:
-    found = entries(PLAN, jobs, collect(jobs, tmp_path))
+    found = entries(PLAN, collect(jobs, tmp_path))
     entry = next(e for e in found["chest", "fine-tune", 1.0] if e.arm == "dir")
     areas = []
     for seed in PLAN.seeds:
