@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Labelled(ABC):
         classes: What is told apart, K names.
         split: "train", "validation", "test" or nothing for each image; None where the set has no
             split of its own.
-        patients: Who each image shows; an image of its own where nobody knows.
+        patients: Id of who each image shows; empty where nobody knows.
         notes: What was found, and what was left out and why; a line each.
     """
 
@@ -30,6 +31,14 @@ class Labelled(ABC):
     split: Sequence[str] | None
     patients: Sequence[str]
     notes: Sequence[str] = field(default=(), kw_only=True)
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """What each image stays together with when images are parted: its patient's, or itself."""
+        return [
+            f"patient {who}" if who else f"image {self.source.name(index)}"
+            for index, who in enumerate(self.patients)
+        ]
 
 
 @dataclass(frozen=True)

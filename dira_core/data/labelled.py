@@ -64,15 +64,11 @@ class Table:
             return None
         return self.column(name, "split")
 
-    def patients(self, name: str | None, images: Sequence[str]) -> list[str]:
-        """Return who each image shows: of lines without a patient, the image's own path."""
+    def patients(self, name: str | None) -> list[str]:
+        """Return who each image shows; nothing where the line, or the file, does not say it."""
         if name is None or (name == "patient" and name not in self.header):
-            return [f"image {image}" for image in images]
-        cells = self.column(name, "patient")
-        return [
-            f"patient {cell}" if cell else f"image {image}"
-            for cell, image in zip(cells, images, strict=True)
-        ]
+            return [""] * len(self.lines)
+        return self.column(name, "patient")
 
 
 def csv_labels(options: CsvOptions, window: Window) -> Labels:
@@ -107,7 +103,7 @@ def csv_labels(options: CsvOptions, window: Window) -> Labels:
         source,
         tuple(classes),
         table.split(options.split),
-        table.patients(options.patient, source.paths),
+        table.patients(options.patient),
         labels.astype(np.float64),
         options.label is not None,
     )
@@ -201,8 +197,7 @@ def file_masks(options: MasksOptions, window: Window) -> FileMasks:
     classes = tuple(options.classes) or ("foreground",)
     if options.path.is_dir():
         source, files = _paired(options, window)
-        images: Sequence[str] = source.paths
-        split, patients = None, [f"image {image}" for image in images]
+        split, patients = None, [""] * len(source)
     else:
         table = Table(options.path)
         table.keep([bool(cell) for cell in table.column(options.mask, "mask")])
@@ -211,7 +206,7 @@ def file_masks(options: MasksOptions, window: Window) -> FileMasks:
         source = table.files(options.image, window)
         files = [table.path.parent / cell for cell in table.column(options.mask, "mask")]
         split = table.split(options.split)
-        patients = table.patients(options.patient, source.paths)
+        patients = table.patients(options.patient)
     return FileMasks(source, classes, split, patients, files, options.classes, options.ignore)
 
 

@@ -112,10 +112,7 @@ def compared(known: seen.Seen, target: Labelled, test: np.ndarray[Any, Any]) -> 
         found |= np.isin(_numbers(pixels), known.pixels)
     elif None in files:
         gaps.append(f"{files.count(None)} test images, which are no files")
-    ids = [target.patients[int(index)] for index in test]
-    who = of_texts(
-        ["" if each.startswith("image ") else each.removeprefix("patient ") for each in ids]
-    )
+    who = of_texts([target.patients[int(index)] for index in test])
     patients = np.isin(who, known.patients) & (who != -1)
     why_not = f"nothing is known of {', '.join(gaps)}" if gaps else ""
     comparable = len(known.files) or len(known.pixels)

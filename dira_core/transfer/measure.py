@@ -170,7 +170,7 @@ def described(target: Labelled, parts: Split) -> dict[str, dict[str, Any]]:
 
 
 def _part(target: Labelled, positions: np.ndarray[Any, Any]) -> dict[str, Any]:
-    patients = len({target.patients[i] for i in positions})
+    patients = len({target.groups[i] for i in positions})
     found: dict[str, Any] = {"images": len(positions), "patients": patients}
     if isinstance(target, Labels):
         columns = zip(target.classes, target.labels[positions].T, strict=True)

@@ -104,7 +104,7 @@ def score_masks(
 def patient_numbers(target: Labelled, test: Array) -> list[int]:
     """Number the patients of the test images in order: their names stay where they were."""
     seen: dict[str, int] = {}
-    return [seen.setdefault(target.patients[index], len(seen)) for index in test]
+    return [seen.setdefault(target.groups[index], len(seen)) for index in test]
 
 
 def pixel(task: MaskTask, index: int, *, in_mm: bool) -> tuple[float, ...]:

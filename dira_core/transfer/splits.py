@@ -64,7 +64,7 @@ def split_of(target: Labelled, plan: Plan) -> Split:
     """Split the images of a target as a plan says; see `split`."""
     labels = target.labels if isinstance(target, Labels) else None
     seeds = plan.split_seed, plan.label_seed
-    return split(target.split, target.patients, labels, plan.fraction, *seeds)
+    return split(target.split, target.groups, labels, plan.fraction, *seeds)
 
 
 def split(

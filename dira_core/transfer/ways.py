@@ -109,7 +109,7 @@ def frozen(
         if plan.way == "knn":
             scores = knn_scores(x, y, x_test, plan.k, plan.temperature)
         else:
-            patients = [target.patients[i] for i in fit]
+            patients = [target.groups[i] for i in fit]
             scores, chosen[name] = linear_scores(
                 x, y, patients, x_test, exclusive=target.exclusive, seed=plan.split_seed
             )

@@ -59,7 +59,7 @@ def read(folder: Path, window: Any) -> Labels:
         source(folder, [place[image] for image, _, _ in kept], window),
         FINDINGS,
         split,
-        [f"patient {int(patient)}" for _, _, patient in kept],
+        [str(int(patient)) for _, _, patient in kept],
         np.stack([_labels(text) for _, text, _ in kept]),
         exclusive=False,
         notes=notes,

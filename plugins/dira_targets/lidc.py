@@ -113,7 +113,7 @@ def read(options: LidcOptions, window: Any) -> Nodules:
         Candidates(volumes, of, np.array(middles), options.extent),
         ("nodule",),
         split,
-        [f"patient {n}" for n in numbers],
+        [str(n) for n in numbers],
         [group for _, group in rows],
         planes,
         notes=notes,

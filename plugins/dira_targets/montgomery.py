@@ -55,7 +55,7 @@ def read(options: MontgomeryOptions, window: Any) -> Lungs:
         source(folder, [f"{IMAGES}/{images[name]}" for name in kept], window),
         ("lungs",) if options.lungs == "together" else ("left lung", "right lung"),
         None,
-        [f"image {name}" for name in kept],
+        [""] * len(kept),
         [(folder / LEFT / left[name], folder / RIGHT / right[name]) for name in kept],
         notes=notes,
     )

@@ -75,10 +75,6 @@ def read(options: SiimOptions, window: Any) -> Runs:
         raise DataError(f"no image of {table.name} is below {str(options.path)!r}: put them there")
     paths = [place[f"{image}.dcm"] for image in kept]
     headers = [_header(options.path / path) for path in paths]
-    patients = [
-        f"patient {who}" if who else f"image {path}"
-        for path, (who, _) in zip(paths, headers, strict=True)
-    ]
     parts = ["test" if Path(path).parts[0] == TEST else "train" for path in paths]
     official = options.split is not None and len(set(parts)) == 2
     empty = sum(not runs[image] for image in kept)
@@ -90,7 +86,7 @@ def read(options: SiimOptions, window: Any) -> Runs:
         source(options.path, paths, window),
         ("pneumothorax",),
         parts if official else None,
-        patients,
+        [who for who, _ in headers],
         [runs[image] for image in kept],
         [shape for _, shape in headers],
         notes=notes,

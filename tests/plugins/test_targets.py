@@ -64,7 +64,7 @@ def test_chestxray14_is_split_by_its_lists(nih: Path) -> None:
     row = names.index("00000005_000.png")  # the ninth line
     findings = {FINDINGS[k] for k in np.flatnonzero(found.labels[row])}
     assert findings == {"Mass", "Pleural_Thickening"}
-    assert found.patients[row] == "patient 5"
+    assert found.patients[row] == "5"
     assert found.notes == [
         "ChestX-ray14: 12 train, 6 test",
         "left out: 1 images that are not there",
@@ -110,7 +110,7 @@ def test_lists_of_chestxray14_that_share_a_patient_are_refused(nih: Path) -> Non
         (nih / name).write_text("\n".join(names))
     found = chestxray14.read(nih, "auto")
     with pytest.raises(DataError, match="1 of 9 patients are in more than one part"):
-        split(found.split, found.patients, found.labels, 1.0, 0, 0)
+        split(found.split, found.groups, found.labels, 1.0, 0, 0)
 
 
 def test_a_target_is_measured_from_its_folder(nih: Path, tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_chexpert_tests_on_its_validation_set_and_scores_five_findings(chexpert:
 def test_a_fraction_of_chexpert_leaves_its_test_set_whole(chexpert: Path) -> None:
     """The public code took 1 % of the 234 test images as well: two."""
     found = chexpert_module.read(CheXpertOptions(path=chexpert), "auto")
-    whole, part = (split(found.split, found.patients, found.labels, f, 0, 0) for f in (1.0, 0.25))
+    whole, part = (split(found.split, found.groups, found.labels, f, 0, 0) for f in (1.0, 0.25))
     assert np.array_equal(whole.test, part.test)
     assert len(part.test) == 4
     assert len(part.fit) < len(whole.fit) == 8
@@ -280,7 +280,7 @@ def test_siim_unites_the_runs_of_an_image_and_tests_on_the_test_folder(siim: Pat
 def test_siim_without_its_test_folder_is_split_at_random_by_patient(siim: Path) -> None:
     found = read_siim(SiimOptions(path=siim, split=None), "auto")
     assert found.split is None
-    parts = split(found.split, found.patients, None, 1.0, 0, 0)
+    parts = split(found.split, found.groups, None, 1.0, 0, 0)
     sides = [{found.patients[i] for i in part} for part in (parts.fit, parts.test)]
     assert not sides[0] & sides[1]
 

@@ -189,7 +189,7 @@ def test_lidc_draws_what_half_of_the_readers_outlined(lidc: Path) -> None:
     options = LidcOptions(path=lidc, readers=2, extent=(20.0, 14.0, 14.4))
     found = read_lidc(options, (-1000.0, 1000.0))
     assert found.split == ["train", "test"]
-    assert found.patients == ["patient 7", "patient 700"]
+    assert found.patients == ["7", "700"]
     assert found.notes == ["LIDC-IDRI nodules: 1 train, 1 test", "in 2 series"]
     for index in range(2):
         masks, known = found.mask(index)

@@ -28,7 +28,8 @@ def test_a_column_of_names_makes_classes_that_exclude_each_other(tmp_path: Path)
     assert found.classes == ("x", "y", "z")
     assert found.exclusive
     assert found.labels.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    assert found.patients == ["patient 1", "patient 1", "image d.png"]
+    assert found.patients == ["1", "1", ""]
+    assert found.groups == ["patient 1", "patient 1", "image d.png"]
     assert found.split == ["train", "train", "test"]
     assert [found.source.name(i) for i in range(3)] == ["a.png", "b.png", "d.png"]
 
@@ -39,7 +40,7 @@ def test_classes_choose_lines_and_their_order(tmp_path: Path) -> None:
     found = csv_labels(options, "auto")
     assert found.labels.tolist() == [[0, 1], [1, 0]]
     assert found.split is None
-    assert found.patients == ["image a.png", "image d.png"]
+    assert found.groups == ["image a.png", "image d.png"]
 
 
 def test_columns_of_zero_and_one_may_be_empty_and_lines_without_any_are_left_out(
