@@ -91,16 +91,20 @@ class ViewMaker:
 
     def _distorted(self, groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Tensor]:
         """Return crops after geometry, after appearance and after distortions."""
-        plans = _plans(groups, crop)
-        if plans is not None:
-            results = [self._buffers.like(crop) for _ in groups]
-            change_images(crop.numpy(), plans, [result.numpy() for result in results])
+        plans, results = _plans(groups, crop), []
+        if plans is None:
+            for group in groups:
+                for operation in group:
+                    crop = distort_rows(operation, crop)
+                results.append(crop)
             return results
-        results = []
-        for group in groups:
-            for operation in group:
-                crop = distort_rows(operation, crop)
+        images, steps = crop.numpy(), []
+        for group, todo in zip(groups, plans, strict=True):
+            if group:  # otherwise nothing is copied
+                crop = self._buffers.like(crop)
+                steps.append((todo, crop.numpy()))
             results.append(crop)
+        change_images(images, steps)
         return results
 
 

@@ -19,10 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import TypeAdapter
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from dira_core import DistortionChoice, Draws, build_distortion
+from dira_core.data.loader import Crops
+from dira_core.settings import Settings
+from dira_core.types import View
+from dira_core.views import ViewMaker
 
 Loop = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 """Distorts one volume (D, H, W)."""
@@ -130,17 +132,17 @@ CONTESTS: dict[str, tuple[Loop, list[Any]]] = {
 """The loop, and what it is called in `views.distort` of a recipe."""
 
 
-def distorter(choices: list[Any]) -> Callable[[torch.Tensor, Draws], torch.Tensor]:
-    """Return what applies distortions to a batch, one after the other."""
-    one = TypeAdapter(DistortionChoice).validate_python
-    distortions = [build_distortion(one(choice)) for choice in choices]
-
-    def distort(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-        for number, distortion in enumerate(distortions):
-            images = distortion(images, draws.child(str(number)))
-        return images
-
-    return distort
+def distorter(choices: list[Any], volumes: np.ndarray) -> Callable[[int], View]:
+    """Return what makes views of volumes (B, 1, D, H, W) in an epoch, as a run on a CPU does."""
+    settings = Settings.model_validate({"views": {"distort": choices}})
+    maker = ViewMaker(settings, torch.device("cpu"), n_views=1)
+    edges = torch.tensor([[0.0, extent] for extent in volumes.shape[2:]])
+    crops = Crops(
+        pixels=(torch.from_numpy(volumes),),
+        box=edges.expand(len(volumes), 1, -1, -1),
+        index=torch.arange(len(volumes)),
+    )
+    return lambda epoch: maker(crops, epoch, salt=0).views[0]
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -152,13 +154,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 def race(loop: Loop, choices: list[Any], volumes: np.ndarray, rounds: int) -> tuple[float, float]:
     """Return the median seconds of loop and dira, which take turns; the first turn is no race."""
-    distort = distorter(choices)
-    random, images = np.random.default_rng(0), torch.from_numpy(volumes)
+    random, make = np.random.default_rng(0), distorter(choices, volumes)
     times = []
     for turn in range(rounds + 1):
-        draws = Draws(torch.arange(len(volumes)), seed=0, epoch=turn)
         slow = seconds(partial(one_by_one, loop, volumes, random))
-        times.append((slow, seconds(partial(distort, images, draws))))
+        times.append((slow, seconds(partial(make, turn))))
     slow, fast = zip(*times[1:], strict=True)
     return median(slow), median(fast)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -26,20 +27,28 @@ def pixels(part: float, shape: Sequence[int], least: int = 1) -> list[int]:
     return [max(least, round(part * extent)) for extent in shape]
 
 
-def block_sides(
-    draws: Draws, low: Sequence[int], high: Sequence[int], count: int, slot: str = "side"
-) -> Tensor:
-    """Return (B, count, n) int64: sides of blocks along n axes, uniform in low..high inclusive."""
-    smallest, largest = draws.index.new_tensor([low, high]).unbind(0)
-    return draws.integers(slot, smallest, largest + 1, (count, len(low)))
+WORD_BITS = 31
+"""Bits of a random word that decides on a side or a place."""
+
+
+def random_words(draws: Draws, slot: str, shape: Sequence[int]) -> Tensor:
+    """Return (B, *shape) int64 words for `between`; one call for many decisions, as calls cost."""
+    words = draws.bits(slot, math.prod(shape)).view(draws.batch_size, *shape)
+    return words.bitwise_right_shift_(64 - WORD_BITS).bitwise_and_((1 << WORD_BITS) - 1)
+
+
+def between(words: Tensor, low: Tensor | int, high: Tensor) -> Tensor:
+    """Turn random words into whole numbers that are uniform in low..high inclusive."""
+    return (words * (high - low + 1) >> WORD_BITS) + low
 
 
 def block_places(
-    draws: Draws, side: Tensor, shape: Sequence[int], margin: Sequence[int], slot: str = "first"
+    words: Tensor, side: Tensor, shape: Sequence[int], margin: Sequence[int]
 ) -> Tensor:
     """Return the first pixel of each block, uniform where it keeps `margin` to the border.
 
     Args:
+        words: (B, ..., n) int64, random.
         side: (B, ..., n) int64.
         shape: Extents of the n axes in px.
         margin: In px, by axis; a block too large for it lies as near to the middle as it can.
@@ -47,10 +56,10 @@ def block_places(
     Returns:
         (B, ..., n) int64.
     """
-    extent, border = draws.index.new_tensor([list(shape), margin]).unbind(0)
+    extent, border = side.new_tensor([[*shape], [*margin]]).unbind(0)
     room = extent - side
-    low = torch.minimum(border, room // 2)
-    return draws.integers(slot, low, room - low + 1, side.shape[1:])
+    low = torch.minimum(border, room >> 1)
+    return between(words, low, room - low)
 
 
 def cover(first: Tensor, side: Tensor, shape: Sequence[int]) -> Tensor:
@@ -85,11 +94,15 @@ def random_blocks(
 
     Those that a stop left out have a side of 0.
     """
-    side = block_sides(draws, low, high, options.blocks)
-    first = block_places(draws, side, shape, pixels(options.margin, shape, least=0))
+    n = len(shape)
+    words = random_words(draws, "blocks", (options.blocks, 2 * n + 1))
+    smallest, largest = words.new_tensor([low, high]).unbind(0)
+    side = between(words[..., :n], smallest, largest)
+    margin = pixels(options.margin, shape, least=0)
+    first = block_places(words[..., n : 2 * n], side, shape, margin)
     if options.blocks == 1:  # a stop leaves out those after it
         return first, side
-    stops = draws.bernoulli("stop", options.stop, (options.blocks,)).long()
+    stops = (words[..., -1] < options.stop * (1 << WORD_BITS)).long()
     placed = stops.cumsum(1) == stops
     return first, side * placed[..., None]
 
@@ -219,44 +232,23 @@ class NoiseInpaint(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise in the blocks."""
-        shape = images.shape[2:]
+        covered = cover(*self._blocks(draws, images.shape[2:]), images.shape[2:])
+        new = filling(draws, images.shape[1:], self.options.fill)
+        return torch.where(covered, new.whole(), images)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what fills the blocks of each image."""
+        new = filling(draws, shape, self.options.fill)
+        return [
+            partial(paint_inside, blocks=those, write=partial(new.write, row))
+            for row, those in enumerate(places(*self._blocks(draws, shape[1:])))
+        ]
+
+    def _blocks(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         low, high = by_axis(self.options.sides, shape) or [
             [max(1, extent // by) for extent in shape] for by in self.options.side
         ]
-        blocks = random_blocks(draws, shape, low, high, self.options)
-        new = filling(draws, images.shape[1:], self.options.fill)
-        if images.device.type != "cpu":
-            return torch.where(cover(*blocks, shape), new.whole(), images)
-        painted = images.clone()
-        for row, (result, there) in enumerate(zip(painted.numpy(), places(*blocks), strict=True)):
-            for place in there:
-                result[place] = new.inside(row, place)
-        return painted
-
-
-@dataclass(frozen=True)
-class Number:
-    """The same number everywhere in an image, another in each: (B, 1, ...)."""
-
-    values: Tensor
-
-    def whole(self) -> Tensor:
-        """Return it in a shape that broadcasts against images."""
-        return self.values
-
-    def inside(self, row: int, place: Place) -> np.ndarray:
-        """Return that of one image; on the CPU."""
-        value: np.ndarray = self.values[row].numpy()
-        return value
-
-
-def filling(
-    draws: Draws, shape: Sequence[int], fill: Literal["noise", "constant"]
-) -> Noise | Number:
-    """Return what takes the place of pixels of images (C, *S)."""
-    if fill == "noise":
-        return draws.noise("noise", shape)
-    return Number(draws.uniform("noise", shape=[1] * len(shape)))
+        return random_blocks(draws, shape, low, high, self.options)
 
 
 class NoiseOutpaint(Distortion):
@@ -271,18 +263,64 @@ class NoiseOutpaint(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise outside the blocks."""
-        shape = images.shape[2:]
+        covered = cover(*self._blocks(draws, images.shape[2:]), images.shape[2:])
+        new = filling(draws, images.shape[1:], self.options.fill)
+        return torch.where(covered, images, new.whole())
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what fills each image around its blocks."""
+        new = filling(draws, shape, self.options.fill)
+        return [
+            partial(paint_outside, blocks=those, write=partial(new.write, row))
+            for row, those in enumerate(places(*self._blocks(draws, shape[1:])))
+        ]
+
+    def _blocks(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
         low, high = by_axis(self.options.sides, shape) or [
             pixels(part, shape) for part in self.options.side
         ]
-        blocks = random_blocks(draws, shape, low, high, self.options)
-        new = filling(draws, images.shape[1:], self.options.fill).whole()
-        if images.device.type != "cpu":
-            return torch.where(cover(*blocks, shape), images, new)
-        painted = new if new.shape == images.shape else new.expand_as(images).clone()
-        for result, image, there in zip(
-            painted.numpy(), images.numpy(), places(*blocks), strict=True
-        ):
-            for place in there:
-                result[place] = image[place]
-        return painted
+        return random_blocks(draws, shape, low, high, self.options)
+
+
+@dataclass(frozen=True)
+class Number:
+    """The same number everywhere in an image, another in each: (B, 1, ...)."""
+
+    values: Tensor
+
+    def whole(self) -> Tensor:
+        """Return it in a shape that broadcasts against images."""
+        return self.values
+
+    def write(self, row: int, image: np.ndarray, place: Place) -> None:
+        """Write that of one sample into a block of an image; on the CPU."""
+        image[place] = self.values[row].numpy()
+
+
+def filling(
+    draws: Draws, shape: Sequence[int], fill: Literal["noise", "constant"]
+) -> Noise | Number:
+    """Return what takes the place of pixels of images (C, *S)."""
+    if fill == "noise":
+        return draws.noise("noise", shape)
+    return Number(draws.uniform("noise", shape=[1] * len(shape)))
+
+
+Write = Callable[[np.ndarray, Place], None]
+"""Writes something into a block of an image."""
+
+
+def paint_inside(image: np.ndarray, blocks: Sequence[Place], write: Write) -> np.ndarray:
+    """Write into blocks of one image."""
+    for block in blocks:
+        write(image, block)
+    return image
+
+
+def paint_outside(image: np.ndarray, blocks: Sequence[Place], write: Write) -> np.ndarray:
+    """Write everywhere into one image but into its blocks."""
+    kept = [image[block].copy() for block in blocks]
+    write(image, (slice(None),) * image.ndim)
+    for block, values in zip(blocks, kept, strict=True):
+        image[block] = values
+    return image
