@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -23,7 +24,7 @@ _LEVELS = 2**16
 _A_WORD = 4
 """Numbers of 16 bits that a word of 64 has."""
 
-_ODD, _HALF = np.uint64(1), np.uint64(32)
+_ODD, _HALF, _LEVEL = np.uint64(1), np.uint64(32), np.float32(2**-16)
 
 Words = TypeVar("Words", Tensor, np.ndarray)
 """int64 of any shape; what leaves its 64 bits is lost."""
@@ -51,24 +52,25 @@ class Noise:
         lines = (parts.int() & _LEVELS - 1).float().mul_(1 / _LEVELS)
         return lines.view(len(found), *self.shape[:-1], -1)[..., : self.shape[-1]]
 
-    def write(self, row: int, image: np.ndarray, place: Sequence[slice]) -> None:
-        """Write what one sample has in a block into that block of an image; on the CPU.
+    def writers(self) -> list[Callable[[np.ndarray, tuple[slice, ...]], None]]:
+        """Return what writes a sample's noise into a block of an image, for each; on the CPU.
 
-        Args:
-            row: Of the sample.
-            image: (*shape) float32.
-            place: One slice for each axis of it.
+        It takes an image of the sample's shape, float32, and a slice for each axis of it.
         """
         lines = _in_words(self.shape)
         table = _counters(math.prod(lines), self.keys.device).numpy().view(np.uint64)
-        first, end, _ = place[-1].indices(self.shape[-1])
-        inside = (*place[:-1], slice(first // _A_WORD, -(-end // _A_WORD)))
-        found = table.reshape(lines)[inside] * (self.keys.numpy().view(np.uint64)[row] | _ODD)
-        found ^= found >> _HALF
-        start = first % _A_WORD
-        block = image[tuple(place)]
-        block[...] = found.view(np.uint16)[..., start : start + end - first]
-        block *= np.float32(1 / _LEVELS)
+        keys = self.keys.numpy().view(np.uint64) | _ODD
+        return [partial(_write, table=table.reshape(lines), key=key) for key in keys]
+
+
+def _write(image: np.ndarray, place: tuple[slice, ...], table: np.ndarray, key: np.uint64) -> None:
+    first, end, _ = place[-1].indices(image.shape[-1])
+    found = table[(*place[:-1], slice(first // _A_WORD, -(-end // _A_WORD)))] * key
+    found ^= found >> _HALF
+    start = first % _A_WORD
+    block = image[place]
+    block[...] = found.view(np.uint16)[..., start : start + end - first]
+    block *= _LEVEL
 
 
 def keys_of(index: Tensor, key: int) -> Tensor:

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from dira_core import Change, Distortion, Draws
 from dira_distortions import PatchSwapOptions, PixelShuffleOptions
-from dira_distortions.blocks import Place, between, block_places, pixels, places, random_words
+from dira_distortions.blocks import (
+    Numbers,
+    Place,
+    between,
+    block_places,
+    like,
+    pixels,
+    places,
+    random_words,
+)
 
 TRIES = 8
 """Places tried for the second block of a swap; two small blocks overlap once in 70 tries."""
@@ -88,7 +97,7 @@ class PatchSwap(Distortion):
     def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
         """Return what swaps the blocks of each image."""
         side, here, there = self._swaps(draws, shape[1:])
-        swaps = zip(places(here, side), places(there, side), strict=True)
+        swaps = zip(*(places(first.numpy(), side.numpy()) for first in (here, there)), strict=True)
         return [
             partial(swapped, one=one, two=two, at_once=not self.options.disjoint)
             for one, two in swaps
@@ -135,7 +144,7 @@ class PixelShuffle(Distortion):
         for row in torch.split(torch.arange(len(images), device=images.device), 1):
             own = draws.select(row)
             keys = own.bits("order", self.options.windows * slots)
-            source = source_of(*self._windows(own, shape), keys, shape)
+            source = source_of(*self._windows(self._words(own, shape), shape), keys, shape)
             moved.append(images[row].flatten(2)[:, :, source])
         return torch.cat(moved).view(images.shape)
 
@@ -145,16 +154,18 @@ class PixelShuffle(Distortion):
         at_once = max(1, AT_ONCE // self.options.windows)
         for row in range(0, draws.batch_size, at_once):
             own = replace(draws, index=draws.index[row : row + at_once])
-            first, side = (part.numpy() for part in self._windows(own, shape[1:]))
+            first, side = self._windows(self._words(own, shape[1:]).numpy(), shape[1:])
             most = int(side.prod(-1).sum(-1).max())
             moves = moves_of(first, side, own.bits("order", most).numpy(), shape[1:])
             changes += [partial(shuffled, here=here, there=there) for here, there in moves]
         return changes
 
-    def _windows(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return first pixel and side of each window, (B, K, n) int64."""
-        words = random_words(draws, "windows", (self.options.windows, 2, len(shape)))
-        side = between(words[:, :, 0], 1, words.new_tensor(self._largest(shape)))
+    def _words(self, draws: Draws, shape: Sequence[int]) -> Tensor:
+        return random_words(draws, "windows", (self.options.windows, 2, len(shape)))
+
+    def _windows(self, words: Numbers, shape: Sequence[int]) -> tuple[Numbers, Numbers]:
+        """Return first pixel and side of each window, (B, K, n), by random words (B, K, 2, n)."""
+        side = between(words[:, :, 0], 1, like(words, self._largest(shape)))
         return block_places(words[:, :, 1], side, shape, [0] * len(shape)), side
 
     def _largest(self, shape: Sequence[int]) -> list[int]:
