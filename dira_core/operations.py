@@ -126,17 +126,17 @@ def plan(group: Sequence[Drawn], shape: Sequence[int]) -> Todo | None:
     return todo
 
 
-def change_images(images: np.ndarray, steps: Sequence[tuple[Todo, np.ndarray]]) -> None:
+def change_images(images: np.ndarray, plans: Sequence[Todo], results: Sequence[np.ndarray]) -> None:
     """Take images through plans, one image after the other: it stays in the processor's cache.
 
     Args:
         images: (B, C, *S).
-        steps: Plans, each from what the one before left, and where what it leaves is written,
-            (B, C, *S).
+        plans: One after the other, each from what the one before left.
+        results: Where what each plan leaves is written, (B, C, *S).
     """
     for row, image in enumerate(images):
-        for todo, results in steps:
-            place = results[row]
+        for todo, result in zip(plans, results, strict=True):
+            place = result[row]
             place[...] = image
             image = place
             for change in todo.get(row, ()):

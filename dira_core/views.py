@@ -91,20 +91,19 @@ class ViewMaker:
 
     def _distorted(self, groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Tensor]:
         """Return crops after geometry, after appearance and after distortions."""
-        plans, results = _plans(groups, crop), []
+        plans, images, results = _plans(groups, crop), crop, []
         if plans is None:
             for group in groups:
                 for operation in group:
                     crop = distort_rows(operation, crop)
                 results.append(crop)
             return results
-        images, steps = crop.numpy(), []
-        for group, todo in zip(groups, plans, strict=True):
-            if group:  # otherwise nothing is copied
-                crop = self._buffers.like(crop)
-                steps.append((todo, crop.numpy()))
+        for group in groups:
+            crop = self._buffers.like(crop) if group else crop  # what nothing is done to is shared
             results.append(crop)
-        change_images(images, steps)
+        written = [result.numpy() for result, group in zip(results, groups, strict=True) if group]
+        todo = [each for each, group in zip(plans, groups, strict=True) if group]
+        change_images(images.numpy(), todo, written)
         return results
 
 

@@ -206,7 +206,7 @@ class Ours:
 
         def group(number: int) -> None:
             for view, plans in zip(made, decided, strict=True):
-                change_images(view.numpy(), [(plans[number], pixels[0].numpy())])
+                change_images(view.numpy(), plans[number : number + 1], [pixels[0].numpy()])
 
         decided = decide()
         return {
