@@ -1,6 +1,6 @@
 """Uniform noise for images: counters scrambled once for all samples, times each sample's key.
 
-Filling a volume takes a fiftieth of the time that `philox` takes, which makes decisions. The
+Filling a volume takes a thirtieth of the time that `philox` takes, which makes decisions. The
 scrambler is SplitMix64 (Steele et al., "Fast splittable pseudorandom number generators", OOPSLA
 2014), the product multiply-shift (Dietzfelbinger et al., J. Algorithms 25, 1997).
 """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -153,7 +152,7 @@ class PixelShuffle(Distortion):
         changes: list[Change] = []
         at_once = max(1, AT_ONCE // self.options.windows)
         for row in range(0, draws.batch_size, at_once):
-            own = replace(draws, index=draws.index[row : row + at_once])
+            own = draws.select(torch.arange(row, min(row + at_once, draws.batch_size)))
             first, side = self._windows(self._words(own, shape[1:]).numpy(), shape[1:])
             most = int(side.prod(-1).sum(-1).max())
             moves = moves_of(first, side, own.bits("order", most).numpy(), shape[1:])
