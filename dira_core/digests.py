@@ -7,6 +7,7 @@ and 100,000 that are asked about, one is taken for another by chance once in 100
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,19 +15,26 @@ import numpy as np
 
 def of_bytes(data: bytes) -> int:
     """Return the number of some bytes."""
-    return _number(hashlib.sha256(data))
+    return _number(hashlib.sha256(data).digest())
 
 
-def of_file(path: Path) -> int | None:
-    """Return the number of a file's bytes, of a folder's files by name; None if it is not there."""
+def of_files(paths: Sequence[Path]) -> int | None:
+    """Return the number of what several files hold together, whatever their names and order.
+
+    Of one file it is that of its bytes; None if one of them cannot be read, or there is none.
+    """
     try:
-        if path.is_dir():
-            inside = sorted(each for each in path.iterdir() if each.is_file())
-            return of_bytes(b"".join(hashlib.sha256(each.read_bytes()).digest() for each in inside))
-        with path.open("rb") as file:
-            return _number(hashlib.file_digest(file, "sha256"))
+        found = sorted(_sha256(path) for path in paths)
     except OSError:
         return None
+    if len(found) > 1:
+        return of_bytes(b"".join(found))
+    return _number(found[0]) if found else None
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def of_pixels(pixels: np.ndarray) -> int:
@@ -44,5 +52,5 @@ def of_texts(texts: list[str]) -> np.ndarray:
     return np.array([known[text] if text else -1 for text in texts], np.int64)
 
 
-def _number(digest: hashlib._Hash) -> int:
-    return int.from_bytes(digest.digest()[:8], "big", signed=True)
+def _number(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "big", signed=True)

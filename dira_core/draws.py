@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dira_core.noise import Noise
+from dira_core.noise import Noise, bits_of, keys_of
 from dira_core.philox import words
 
 
@@ -107,15 +107,22 @@ class Draws:
 
     def noise(self, slot: str, shape: Sequence[int]) -> Noise:
         """Return cheap uniform noise of a shape, for the pixels of images; see `Noise`."""
-        return Noise(self._words(slot, (2,)), tuple(shape))
+        return Noise(keys_of(self.index, self._key(slot)), tuple(shape))
+
+    def bits(self, slot: str, n: int) -> Tensor:
+        """Return (B, n) int64 of 64 random bits, in a fraction of the time of the others."""
+        return bits_of(keys_of(self.index, self._key(slot)), n)
 
     def _words(self, slot: str, shape: Sequence[int]) -> Tensor:
         """Return (B, *shape) int64 words of 32 bits."""
         size = math.prod(shape)
-        name = repr((self.seed, self.epoch, self.view, self.path, slot)).encode()
-        key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
-        found = words(self.index, -(-size // 4), key)
+        found = words(self.index, -(-size // 4), self._key(slot))
         return found[:, :size].view(self.batch_size, *shape)
+
+    def _key(self, slot: str) -> int:
+        """Return 64 bits that are those of a slot alone."""
+        name = repr((self.seed, self.epoch, self.view, self.path, slot)).encode()
+        return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
     def _bound(self, value: float | Tensor) -> Tensor:
         """Return a bound as a float32 tensor, made on the device without a copy to it."""

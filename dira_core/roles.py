@@ -281,7 +281,7 @@ class Source(ABC):
         """Return a digest of what the source offers; a resumed run refuses another one."""
 
     def digest(self, index: int) -> int | None:
-        """Return a number of the image's file, as `dira_core.digests.of_file` does, or None.
+        """Return a number of the image's file or files, by `dira_core.digests`, or None.
 
         Two images with the same number are the same image, whatever they are called.
         """

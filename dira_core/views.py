@@ -91,16 +91,19 @@ class ViewMaker:
 
     def _distorted(self, groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Tensor]:
         """Return crops after geometry, after appearance and after distortions."""
-        plans = _plans(groups, crop)
-        if plans is not None:
-            results = [self._buffers.like(crop) for _ in groups]
-            change_images(crop.numpy(), plans, [result.numpy() for result in results])
+        plans, images, results = _plans(groups, crop), crop, []
+        if plans is None:
+            for group in groups:
+                for operation in group:
+                    crop = distort_rows(operation, crop)
+                results.append(crop)
             return results
-        results = []
         for group in groups:
-            for operation in group:
-                crop = distort_rows(operation, crop)
+            crop = self._buffers.like(crop) if group else crop  # what nothing is done to is shared
             results.append(crop)
+        written = [result.numpy() for result, group in zip(results, groups, strict=True) if group]
+        todo = [each for each, group in zip(plans, groups, strict=True) if group]
+        change_images(images.numpy(), todo, written)
         return results
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dira_core import digests
-from dira_core.data.formats import HEAD, sniff
+from dira_core.data.formats import HEAD, slices_of, sniff
 from dira_core.data.readers import read, series_of
 from dira_core.errors import DataError
 from dira_core.escaping import printable
@@ -67,8 +67,13 @@ class FileSource(Source, ABC):
         return printable(self.paths[index])
 
     def digest(self, index: int) -> int | None:
-        """Return the number of the bytes of a file, or of a folder of slices."""
-        return digests.of_file(self.path(index))
+        """Return the number of the bytes of a file, or of the slices of a series."""
+        path = self.path(index)
+        try:
+            slices = self.slices(index) or (slices_of(path) if path.is_dir() else [])
+        except OSError:
+            return None
+        return digests.of_files(slices or [path])
 
     def fingerprint(self) -> str:
         """Return a digest of the paths and sizes of the files, in order; nothing is opened.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 FORMATS = {
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -49,6 +51,23 @@ def sniff(head: bytes) -> str | None:
             return name
     bare = len(head) >= 12 and head[0] in (2, 8) and head[1] == 0 and head[3] == 0
     return "DICOM" if bare else None
+
+
+def slices_of(folder: Path) -> list[Path]:
+    """Return the DICOM files of a folder by name, but for hidden ones and the index of a CD.
+
+    Raises:
+        OSError: The folder, or a file in it, cannot be read.
+    """
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if e.is_file() and not e.name.startswith("."))
+    files = (folder / name for name in names if name != "DICOMDIR")
+    return [path for path in files if _head(path) == "DICOM"]
+
+
+def _head(path: Path) -> str | None:
+    with path.open("rb") as file:
+        return sniff(file.read(HEAD))
 
 
 def foreign(head: bytes) -> str:

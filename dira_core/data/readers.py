@@ -21,7 +21,15 @@ from typing import BinaryIO, TypeVar
 from PIL import Image as Pillow
 
 from dira_core.data import Decoded, Window, pillow
-from dira_core.data.formats import HEAD, METAIMAGE, SUFFIXES, foreign, is_volume, sniff
+from dira_core.data.formats import (
+    HEAD,
+    METAIMAGE,
+    SUFFIXES,
+    foreign,
+    is_volume,
+    slices_of,
+    sniff,
+)
 from dira_core.data.windows import to_image
 from dira_core.errors import DataError
 from dira_core.types import Image
@@ -113,7 +121,7 @@ def _decode_volume(file: BufferedReader, path: Path, first_of_4d: bool) -> Decod
 def _decode_series(folder: Path, slices: Sequence[Path] = ()) -> Decoded:
     from dira_core.data import series
 
-    return series.decode(slices or series.files_of(folder))
+    return series.decode(slices or slices_of(folder))
 
 
 def series_of(path: str) -> tuple[str, int] | None:

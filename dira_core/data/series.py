@@ -6,7 +6,6 @@ Source: DICOM PS3.3, C.7.6.2.1.1 (position and orientation).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from pydicom import Dataset
 
 from dira_core.data import MAX_VALUES, Decoded
 from dira_core.data.dicom import MONOCHROME, describe, group, image_of, parse
-from dira_core.data.formats import HEAD, sniff
 from dira_core.data.volumes import LPS, affine_of, volume
 from dira_core.errors import DataError
 
@@ -44,15 +42,8 @@ class Slice(NamedTuple):
     uid: str
 
 
-def files_of(folder: Path) -> list[Path]:
-    """Return the files of a folder by name, but for hidden ones."""
-    with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if e.is_file() and not e.name.startswith("."))
-    return [folder / name for name in names]
-
-
 def decode(files: Iterable[Path]) -> Decoded:
-    """Decode slices as one volume; files that are no DICOM are passed over.
+    """Decode slices as one volume.
 
     Raises:
         DataError: A slice cannot be read, or they do not make up one straight, even stack.
@@ -84,8 +75,6 @@ def decode(files: Iterable[Path]) -> Decoded:
 def _slices(files: Iterable[Path]) -> Iterator[Slice]:
     for path in files:
         with path.open("rb") as file:
-            if path.name == "DICOMDIR" or sniff(file.peek(HEAD)) != "DICOM":
-                continue
             dataset = parse(file)
         kind, frames = describe(dataset)
         if kind not in MONOCHROME:

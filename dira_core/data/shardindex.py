@@ -7,16 +7,17 @@ import itertools
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple, get_type_hints
+from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from dira_core.data.shardfiles import Shard
+from dira_core.digests import of_texts
 from dira_core.errors import DataError
 from dira_core.escaping import printable
 from dira_core.source_options import IMAGE_SUFFIXES
@@ -48,6 +49,7 @@ class Sample(NamedTuple):
         cls: Where the text of its class starts.
         cls_size: Bytes of that text; 0 without one.
         crc: CRC-32 of the image's header, by which another file is noticed.
+        patient: Number of who it shows, as `Source.patients`; -1 of nobody.
     """
 
     shard: int
@@ -60,6 +62,7 @@ class Sample(NamedTuple):
     cls: int
     cls_size: int
     crc: int
+    patient: int
 
 
 SAMPLE = np.dtype([(name, "<i8") for name in get_type_hints(Sample)])
@@ -103,6 +106,8 @@ class ShardIndex:
             arrays = load(data)
             texts = json.loads(arrays["json"].tobytes())
             shards = [(str(name), int(size), int(end)) for name, size, end in texts["shards"]]
+            if arrays["samples"].shape[1:] != (SAMPLE.itemsize,):
+                raise ValueError("of another version")
             samples = arrays["samples"].reshape(-1).view(SAMPLE)
             _check(samples, shards)
             return cls(shards, texts["ending"], samples, texts["keys"])
@@ -186,7 +191,29 @@ def scan(path: Path, shard: Shard, number: int, ending: str | None) -> Scan:
 
 def _marked(file: BinaryIO, sample: Sample) -> Sample:
     file.seek(sample.start + sample.image - HEADER)
-    return sample._replace(crc=crc_of(file.read(HEADER)))
+    crc = crc_of(file.read(HEADER))
+    file.seek(sample.start + sample.json)
+    return sample._replace(crc=crc, patient=_patient(known_of(file.read(sample.json_size))))
+
+
+def known_of(data: bytes) -> dict[str, Any]:
+    """Return the JSON object of a sample; an empty one where it has none, or another thing."""
+    try:
+        found = json.loads(data or b"{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _patient(known: Mapping[str, Any]) -> int:
+    """Return the number of a patient: that which dira wrote, else that of an id, else -1."""
+    own = known.get("dira")
+    number = own.get("patient") if isinstance(own, dict) else None
+    if isinstance(number, int) and -1 <= number < 2**63:
+        return number
+    found = known.get("patient")
+    known_as = str(found).strip() if type(found) in (str, int) else ""
+    return int(of_texts([known_as])[0])
 
 
 def crc_of(header: bytes) -> int:
@@ -265,7 +292,7 @@ def _sample(run: Sequence[Member], number: int, ending: str | None) -> tuple[str
     for kind, member in chosen.items():
         places[kind] = 0 if member is None else member.content - start
         places[f"{kind}_size"] = 0 if member is None else member.size
-    return run[0].key, Sample(shard=number, start=start, length=length, crc=0, **places)
+    return run[0].key, Sample(shard=number, start=start, length=length, crc=0, patient=-1, **places)
 
 
 def _may_be_image(member: Member) -> bool:

@@ -164,14 +164,17 @@ def sample(source: Source, position: int) -> dict[str, bytes]:
     if source.labels is not None and source.labels[position] >= 0:
         label = int(source.labels[position])
         known["label"] = label if source.classes is None else source.classes[label]
+    own: dict[str, Any] = {}
     if source.patients is not None:
-        known["patient"] = int(source.patients[position])
+        own["patient"] = int(source.patients[position])
     if isinstance(source, FileSource):
         ending, data = _file(source.path(position))
     else:
         ending, data = "png", png(image)
-        known["dira"] = {"window": list(stored(image, grey=False).window)}
-        known["dira"] |= {"spacing": list(image.spacing)} if image.spacing else {}
+        own["window"] = list(stored(image, grey=False).window)
+        own |= {"spacing": list(image.spacing)} if image.spacing else {}
+    if own:
+        known["dira"] = own
     return {ending: data, "json": json.dumps(known, sort_keys=True).encode()}
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from dira_core import digests
 from dira_core.data.readers import read_bytes
 from dira_core.data.shardfiles import Shard, ShardFiles, find, reaching
-from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, scan
+from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, known_of, scan
 from dira_core.errors import DataError, DiraError, RecipeError
 from dira_core.files import write_atomic
 from dira_core.roles import Blocks, Source
@@ -54,6 +54,8 @@ class ShardSource(Source):
             raise DataError(f"no image in {len(shards)} shards: see data.image for its ending")
         sizes = np.bincount(self._index.samples["shard"], minlength=len(shards))
         self.blocks = Blocks(sizes[sizes > 0], options.mixed)
+        who = self._index.samples["patient"]
+        self.patients = who.copy() if (who >= 0).any() else None
         if options.label is not None:
             self.labels, self.classes = self._labels(options.label)
 
@@ -120,12 +122,7 @@ def _by_number(text: str) -> tuple[float, str]:
 
 
 def _json(sample: Sample, data: bytes) -> dict[str, Any]:
-    """Return the JSON object of a sample; an empty one where it has none, or another thing."""
-    try:
-        found = json.loads(data[sample.json : sample.json + sample.json_size] or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return known_of(data[sample.json : sample.json + sample.json_size])
 
 
 def with_own(image: Image, known: Mapping[str, Any], windowed: bool) -> Image:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,31 +27,57 @@ def pixels(part: float, shape: Sequence[int], least: int = 1) -> list[int]:
     return [max(least, round(part * extent)) for extent in shape]
 
 
-def block_sides(
-    draws: Draws, low: Sequence[int], high: Sequence[int], count: int, slot: str = "side"
-) -> Tensor:
-    """Return (B, count, n) int64: sides of blocks along n axes, uniform in low..high inclusive."""
-    smallest, largest = draws.index.new_tensor([low, high]).unbind(0)
-    return draws.integers(slot, smallest, largest + 1, (count, len(low)))
+WORD_BITS = 31
+"""Bits of a random word that decides on a side or a place."""
+
+Numbers = TypeVar("Numbers", Tensor, np.ndarray)
+"""int64; numpy starts an operation in a fraction of torch's time, devices have torch alone."""
+
+
+def random_words(draws: Draws, slot: str, shape: Sequence[int]) -> Tensor:
+    """Return (B, *shape) int64 words for `between`; one call for many decisions, as calls cost."""
+    words = draws.bits(slot, math.prod(shape)).view(draws.batch_size, *shape)
+    return words.bitwise_right_shift_(64 - WORD_BITS).bitwise_and_((1 << WORD_BITS) - 1)
+
+
+def between(words: Numbers, low: Numbers | int, high: Numbers) -> Numbers:
+    """Turn random words into whole numbers that are uniform in low..high inclusive."""
+    found: Numbers = (words * (high - low + 1) >> WORD_BITS) + low
+    return found
 
 
 def block_places(
-    draws: Draws, side: Tensor, shape: Sequence[int], margin: Sequence[int], slot: str = "first"
-) -> Tensor:
+    words: Numbers, side: Numbers, shape: Sequence[int], margin: Sequence[int]
+) -> Numbers:
     """Return the first pixel of each block, uniform where it keeps `margin` to the border.
 
     Args:
-        side: (B, ..., n) int64.
+        words: (B, ..., n), random.
+        side: (B, ..., n).
         shape: Extents of the n axes in px.
         margin: In px, by axis; a block too large for it lies as near to the middle as it can.
 
     Returns:
-        (B, ..., n) int64.
+        (B, ..., n).
     """
-    extent, border = draws.index.new_tensor([list(shape), margin]).unbind(0)
-    room = extent - side
-    low = torch.minimum(border, room // 2)
-    return draws.integers(slot, low, room - low + 1, side.shape[1:])
+    room = like(side, shape) - side
+    low = least(like(side, margin), room >> 1)
+    return between(words, low, room - low)
+
+
+def like(numbers: Numbers, values: Sequence[int]) -> Numbers:
+    """Return values as numbers of a kind, (n,)."""
+    if isinstance(numbers, Tensor):
+        return numbers.new_tensor(values)
+    return np.array(values)
+
+
+def least(some: Numbers, others: Numbers) -> Numbers:
+    """Return the smaller ones of some numbers and others."""
+    if isinstance(some, Tensor):
+        return torch.minimum(some, others)
+    smaller: np.ndarray = np.minimum(some, others)
+    return smaller
 
 
 def cover(first: Tensor, side: Tensor, shape: Sequence[int]) -> Tensor:
@@ -74,37 +101,54 @@ def cover(first: Tensor, side: Tensor, shape: Sequence[int]) -> Tensor:
     return (lead.mT @ ranges[-1] > 0).view(len(first), 1, *shape)
 
 
+Bounds = Sequence[Sequence[int]]
+"""Smallest and largest side of a block in px, n numbers each."""
+
+
 def random_blocks(
-    draws: Draws,
-    shape: Sequence[int],
-    low: Sequence[int],
-    high: Sequence[int],
-    options: BlockOptions,
-) -> tuple[Tensor, Tensor]:
-    """Return first pixel and side of up to `options.blocks` random blocks, (B, K, n) int64.
+    words: Numbers, shape: Sequence[int], bounds: Bounds, options: BlockOptions
+) -> tuple[Numbers, Numbers]:
+    """Return first pixel and side of up to `options.blocks` random blocks, (B, K, n).
 
     Those that a stop left out have a side of 0.
+
+    Args:
+        words: (B, K, 2 n + 1), random.
+        shape: Extents of the n axes.
+        bounds: Of the sides.
+        options: Say how many, and how far from the border.
     """
-    side = block_sides(draws, low, high, options.blocks)
-    first = block_places(draws, side, shape, pixels(options.margin, shape, least=0))
+    n, (low, high) = len(shape), bounds
+    side = between(words[..., :n], like(words, low), like(words, high))
+    margin = pixels(options.margin, shape, least=0)
+    first = block_places(words[..., n : 2 * n], side, shape, margin)
     if options.blocks == 1:  # a stop leaves out those after it
         return first, side
-    stops = draws.bernoulli("stop", options.stop, (options.blocks,)).long()
+    stops = words[..., -1] < options.stop * (1 << WORD_BITS)
     placed = stops.cumsum(1) == stops
     return first, side * placed[..., None]
 
 
-def blocks_by_part(
-    draws: Draws, shape: Sequence[int], side: tuple[float, float], options: BlockOptions
-) -> tuple[Tensor, Tensor]:
-    """Return random blocks whose sides lie between two parts of the crop's side."""
-    low, high = (pixels(part, shape) for part in side)
-    return random_blocks(draws, shape, low, high, options)
+def block_words(draws: Draws, shape: Sequence[int], options: BlockOptions) -> Tensor:
+    """Return what random blocks are decided by, (B, K, 2 n + 1) int64."""
+    return random_words(draws, "blocks", (options.blocks, 2 * len(shape) + 1))
 
 
-def by_axis(
-    sides: Sequence[tuple[float, float]] | None, shape: Sequence[int]
-) -> list[list[int]] | None:
+def covered(draws: Draws, shape: Sequence[int], bounds: Bounds, options: BlockOptions) -> Tensor:
+    """Return what random blocks cover together, (B, 1, *S) bool."""
+    words = block_words(draws, shape, options)
+    return cover(*random_blocks(words, shape, bounds, options), shape)
+
+
+def block_places_of(
+    draws: Draws, shape: Sequence[int], bounds: Bounds, options: BlockOptions
+) -> list[list[Place]]:
+    """Return where the random blocks of each image are; on the CPU."""
+    words = block_words(draws, shape, options).numpy()
+    return places(*random_blocks(words, shape, bounds, options))
+
+
+def by_axis(sides: Sequence[tuple[float, float]] | None, shape: Sequence[int]) -> Bounds | None:
     """Return the smallest and largest side along each axis in px, or None if there are no bounds.
 
     Raises:
@@ -127,11 +171,10 @@ Place = tuple[slice, ...]
 """Where a block is in an image (C, *S)."""
 
 
-def places(first: Tensor, side: Tensor) -> list[list[Place]]:
+def places(first: np.ndarray, side: np.ndarray) -> list[list[Place]]:
     """Return where the blocks of each image are; blocks with a side of 0 are nowhere."""
-    starts, sides = first.numpy(), side.numpy()  # which makes lists in a fraction of torch's time
-    edges = np.stack([starts, starts + sides], -1).tolist()
-    kept: list[list[bool]] = np.all(sides, axis=-1).tolist()
+    edges = np.stack([first, first + side], -1).tolist()
+    kept: list[list[bool]] = np.all(side, axis=-1).tolist()
     return [
         [
             (slice(None), *(slice(*pair) for pair in block))
@@ -140,6 +183,10 @@ def places(first: Tensor, side: Tensor) -> list[list[Place]]:
         ]
         for both in zip(edges, kept, strict=True)
     ]
+
+
+Write = Callable[[np.ndarray, Place], None]
+"""Writes something into a block of an image."""
 
 
 def fill_inside(image: np.ndarray, blocks: Sequence[Place], fill: float) -> np.ndarray:
@@ -169,17 +216,17 @@ class InnerCutout(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with `fill` in the blocks."""
-        blocks = self._blocks(draws, images.shape[2:])
-        covered = cover(*blocks, images.shape[2:])
-        return images.masked_fill(covered, self.options.fill)
+        shape = images.shape[2:]
+        inside = covered(draws, shape, self._bounds(shape), self.options)
+        return images.masked_fill(inside, self.options.fill)
 
     def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
         """Return what fills each image."""
-        blocks = places(*self._blocks(draws, shape[1:]))
+        blocks = block_places_of(draws, shape[1:], self._bounds(shape[1:]), self.options)
         return [partial(fill_inside, blocks=those, fill=self.options.fill) for those in blocks]
 
-    def _blocks(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return blocks_by_part(draws, shape, self.options.side, self.options)
+    def _bounds(self, shape: Sequence[int]) -> Bounds:
+        return [pixels(part, shape) for part in self.options.side]
 
 
 class OuterCutout(Distortion):
@@ -194,17 +241,17 @@ class OuterCutout(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with `fill` outside the blocks."""
-        blocks = self._blocks(draws, images.shape[2:])
-        covered = cover(*blocks, images.shape[2:])
-        return images.masked_fill(~covered, self.options.fill)
+        shape = images.shape[2:]
+        inside = covered(draws, shape, self._bounds(shape), self.options)
+        return images.masked_fill(~inside, self.options.fill)
 
     def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
         """Return what fills each image."""
-        blocks = places(*self._blocks(draws, shape[1:]))
+        blocks = block_places_of(draws, shape[1:], self._bounds(shape[1:]), self.options)
         return [partial(fill_outside, blocks=those, fill=self.options.fill) for those in blocks]
 
-    def _blocks(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return blocks_by_part(draws, shape, self.options.side, self.options)
+    def _bounds(self, shape: Sequence[int]) -> Bounds:
+        return [pixels(part, shape) for part in self.options.side]
 
 
 class NoiseInpaint(Distortion):
@@ -220,43 +267,21 @@ class NoiseInpaint(Distortion):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise in the blocks."""
         shape = images.shape[2:]
-        low, high = by_axis(self.options.sides, shape) or [
+        inside = covered(draws, shape, self._bounds(shape), self.options)
+        new = filling(draws, images.shape[1:], self.options.fill).whole()
+        return torch.where(inside, new, images)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what fills the blocks of each image."""
+        blocks = block_places_of(draws, shape[1:], self._bounds(shape[1:]), self.options)
+        writers = filling(draws, shape, self.options.fill).writers()
+        both = zip(blocks, writers, strict=True)
+        return [partial(paint_inside, blocks=those, write=write) for those, write in both]
+
+    def _bounds(self, shape: Sequence[int]) -> Bounds:
+        return by_axis(self.options.sides, shape) or [
             [max(1, extent // by) for extent in shape] for by in self.options.side
         ]
-        blocks = random_blocks(draws, shape, low, high, self.options)
-        new = filling(draws, images.shape[1:], self.options.fill)
-        if images.device.type != "cpu":
-            return torch.where(cover(*blocks, shape), new.whole(), images)
-        painted = images.clone()
-        for row, (result, there) in enumerate(zip(painted.numpy(), places(*blocks), strict=True)):
-            for place in there:
-                result[place] = new.inside(row, place)
-        return painted
-
-
-@dataclass(frozen=True)
-class Number:
-    """The same number everywhere in an image, another in each: (B, 1, ...)."""
-
-    values: Tensor
-
-    def whole(self) -> Tensor:
-        """Return it in a shape that broadcasts against images."""
-        return self.values
-
-    def inside(self, row: int, place: Place) -> np.ndarray:
-        """Return that of one image; on the CPU."""
-        value: np.ndarray = self.values[row].numpy()
-        return value
-
-
-def filling(
-    draws: Draws, shape: Sequence[int], fill: Literal["noise", "constant"]
-) -> Noise | Number:
-    """Return what takes the place of pixels of images (C, *S)."""
-    if fill == "noise":
-        return draws.noise("noise", shape)
-    return Number(draws.uniform("noise", shape=[1] * len(shape)))
 
 
 class NoiseOutpaint(Distortion):
@@ -272,17 +297,63 @@ class NoiseOutpaint(Distortion):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with noise outside the blocks."""
         shape = images.shape[2:]
-        low, high = by_axis(self.options.sides, shape) or [
+        inside = covered(draws, shape, self._bounds(shape), self.options)
+        new = filling(draws, images.shape[1:], self.options.fill).whole()
+        return torch.where(inside, images, new)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what fills each image around its blocks."""
+        blocks = block_places_of(draws, shape[1:], self._bounds(shape[1:]), self.options)
+        writers = filling(draws, shape, self.options.fill).writers()
+        both = zip(blocks, writers, strict=True)
+        return [partial(paint_outside, blocks=those, write=write) for those, write in both]
+
+    def _bounds(self, shape: Sequence[int]) -> Bounds:
+        return by_axis(self.options.sides, shape) or [
             pixels(part, shape) for part in self.options.side
         ]
-        blocks = random_blocks(draws, shape, low, high, self.options)
-        new = filling(draws, images.shape[1:], self.options.fill).whole()
-        if images.device.type != "cpu":
-            return torch.where(cover(*blocks, shape), images, new)
-        painted = new if new.shape == images.shape else new.expand_as(images).clone()
-        for result, image, there in zip(
-            painted.numpy(), images.numpy(), places(*blocks), strict=True
-        ):
-            for place in there:
-                result[place] = image[place]
-        return painted
+
+
+@dataclass(frozen=True)
+class Number:
+    """The same number everywhere in an image, another in each: (B, 1, ...)."""
+
+    values: Tensor
+
+    def whole(self) -> Tensor:
+        """Return it in a shape that broadcasts against images."""
+        return self.values
+
+    def writers(self) -> list[Write]:
+        """Return what writes that of each image into a block of it; on the CPU."""
+        return [partial(fill_block, value=value) for value in self.values.flatten().tolist()]
+
+
+def filling(
+    draws: Draws, shape: Sequence[int], fill: Literal["noise", "constant"]
+) -> Noise | Number:
+    """Return what takes the place of pixels of images (C, *S)."""
+    if fill == "noise":
+        return draws.noise("noise", shape)
+    return Number(draws.uniform("noise", shape=[1] * len(shape)))
+
+
+def fill_block(image: np.ndarray, place: Place, value: float) -> None:
+    """Put a value into a block of one image."""
+    image[place] = value
+
+
+def paint_inside(image: np.ndarray, blocks: Sequence[Place], write: Write) -> np.ndarray:
+    """Write into blocks of one image."""
+    for block in blocks:
+        write(image, block)
+    return image
+
+
+def paint_outside(image: np.ndarray, blocks: Sequence[Place], write: Write) -> np.ndarray:
+    """Write everywhere into one image but into its blocks."""
+    kept = [image[block].copy() for block in blocks]
+    write(image, (slice(None),) * image.ndim)
+    for block, values in zip(blocks, kept, strict=True):
+        image[block] = values
+    return image

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from dira_core import Distortion, Draws
+from dira_core import Change, Distortion, Draws
 from dira_distortions import ElasticOptions
 
 REACH = 4
@@ -41,22 +43,46 @@ class Elastic(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S), bent."""
-        shape = images.shape[2:]
-        waves = [waves_along(extent, self.sigma(shape)).to(images.device) for extent in shape]
-        size = [wave.shape[0] for wave in waves]
-        fields = draws.normal("field", (PLANE, *size)).mul_(self.alpha(shape) / math.sqrt(3))
-        for axis, wave in enumerate(waves, start=2):
-            fields = (fields.movedim(axis, -1) @ wave).movedim(-1, axis)
-        return displace(images, fields)
+        waves = self._waves(images.shape[2:], images.device)
+        return displace(images, fields_of(self._weights(draws, waves), waves))
 
-    def sigma(self, shape: torch.Size) -> float:
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what bends each image."""
+        waves = self._waves(shape[1:], draws.device)
+        return [partial(bent, weights=own, waves=waves) for own in self._weights(draws, waves)]
+
+    def _waves(self, shape: Sequence[int], device: torch.device) -> list[Tensor]:
+        """Return waves along each axis, those along the last times how far pixels are pushed."""
+        waves = [waves_along(extent, self.sigma(shape)).to(device) for extent in shape]
+        return [*waves[:-1], waves[-1] * (self.alpha(shape) / math.sqrt(3))]
+
+    def _weights(self, draws: Draws, waves: Sequence[Tensor]) -> Tensor:
+        """Return standard normal weights of the waves, (B, 2, ranks of the waves)."""
+        return draws.normal("field", (PLANE, *(len(along) for along in waves)))
+
+    def sigma(self, shape: Sequence[int]) -> float:
         """Return how far noise is smoothed, in px."""
         return self.options.sigma * max(shape)
 
-    def alpha(self, shape: torch.Size) -> float:
+    def alpha(self, shape: Sequence[int]) -> float:
         """Return what smoothed noise is multiplied by: see `strength` of the options."""
         loudness: float = (2 * math.sqrt(math.pi) * self.sigma(shape)) ** (len(shape) / 2)
         return self.options.strength * max(shape) * loudness * math.sqrt(3)
+
+
+def bent(image: np.ndarray, weights: Tensor, waves: Sequence[Tensor]) -> np.ndarray:
+    """Bend one image (C, *S) by fields of weights (2, ranks of the waves)."""
+    fields = fields_of(weights[None], waves)
+    moved: np.ndarray = displace(torch.from_numpy(image)[None], fields)[0].numpy()
+    return moved
+
+
+def fields_of(weights: Tensor, waves: Sequence[Tensor]) -> Tensor:
+    """Return sums of products of waves: (B, 2, ranks) by (rank, extent) each -> (B, 2, *S)."""
+    fields = weights
+    for axis, wave in enumerate(waves, start=2):
+        fields = (fields.movedim(axis, -1) @ wave).movedim(-1, axis)
+    return fields
 
 
 @functools.lru_cache(64)

@@ -169,6 +169,16 @@ class Solarize(Distortion):
         """Return (B, C, *S) in [0, 1]."""
         return images.where(images < self.threshold, 1 - images)
 
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what inverts the bright pixels of each image."""
+        return [partial(solarized, threshold=self.threshold)] * draws.batch_size
+
+
+def solarized(image: np.ndarray, threshold: float) -> np.ndarray:
+    """Invert the bright pixels of one image, in place."""
+    np.subtract(1, image, out=image, where=image >= threshold)
+    return image
+
 
 class Bezier(Distortion):
     """Map intensities by a random cubic Bezier curve, rising or falling.
@@ -184,12 +194,26 @@ class Bezier(Distortion):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) in [0, 1]; intensities outside of [0, 1] count as its ends."""
+        rows = zip(self._tables(draws), images.flatten(1), strict=True)
+        return torch.stack([look_up(table, values) for table, values in rows]).view(images.shape)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what maps the intensities of each image."""
+        return [partial(mapped, table=table) for table in self._tables(draws)]
+
+    def _tables(self, draws: Draws) -> Tensor:
+        """Return the curve of each image at equal steps from 0 to 1, (B, TABLE_STEPS)."""
         control = draws.uniform("control", shape=(2, 2))
         x, y = bezier(control[:, 0]), bezier(control[:, 1])
         inverted = draws.bernoulli("inverted", self.inverted)
         table = tabulate(x, torch.where(inverted[:, None], y.flip(1), y))
-        fine = interpolate(table[:, None], TABLE_STEPS, mode="linear", align_corners=True)
-        return look_up(fine[:, 0], images.flatten(1)).view(images.shape)
+        return interpolate(table[:, None], TABLE_STEPS, mode="linear", align_corners=True)[:, 0]
+
+
+def mapped(image: np.ndarray, table: Tensor) -> np.ndarray:
+    """Map the intensities of one image, in place."""
+    image[...] = look_up(table, torch.from_numpy(image).flatten()).view(image.shape).numpy()
+    return image
 
 
 def bezier(control: Tensor) -> Tensor:
@@ -210,13 +234,9 @@ def tabulate(x: Tensor, y: Tensor) -> Tensor:
 
 
 def look_up(table: Tensor, values: Tensor) -> Tensor:
-    """Read tables over [0, 1] at the nearest place: (B, points), (B, N) -> (B, N).
+    """Read a table over [0, 1] at the nearest places: (points,), (N,) -> (N,).
 
-    Image by image, by short integers: what this costs is memory, and little of it stays in a cache.
+    By short integers: what this costs is memory, and little of it stays in a cache.
     """
-    last = table.shape[1] - 1
-    found = torch.empty_like(values)
-    for row, own, result in zip(values, table, found, strict=True):
-        place = (row * last).add_(0.5).clamp_(0, last).int()
-        torch.index_select(own, 0, place, out=result)
-    return found
+    last = len(table) - 1
+    return table.index_select(0, (values * last).add_(0.5).clamp_(0, last).int())

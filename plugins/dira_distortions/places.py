@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -12,7 +12,16 @@ from torch import Tensor
 
 from dira_core import Change, Distortion, Draws
 from dira_distortions import PatchSwapOptions, PixelShuffleOptions
-from dira_distortions.blocks import Place, block_places, block_sides, pixels, places
+from dira_distortions.blocks import (
+    Numbers,
+    Place,
+    between,
+    block_places,
+    like,
+    pixels,
+    places,
+    random_words,
+)
 
 TRIES = 8
 """Places tried for the second block of a swap; two small blocks overlap once in 70 tries."""
@@ -42,18 +51,19 @@ def block_pixels(first: Tensor, side: Tensor, shape: Sequence[int], slots: int) 
 
 
 def places_apart(
-    draws: Draws, here: Tensor, side: Tensor, shape: Sequence[int], margin: Sequence[int]
+    words: Tensor, here: Tensor, side: Tensor, shape: Sequence[int], margin: Sequence[int]
 ) -> Tensor:
     """Return a second place for each block that does not overlap the first, uniform among those.
 
-    Where `TRIES` places all overlap (a crop with hardly room for two), it is the first place again.
+    Where all places that are tried overlap (a crop with hardly room for two), it is the first one.
 
     Args:
+        words: (B, K, tries, n) int64, random.
         here: (B, K, n) int64, first pixel of each block at its first place.
         side: (B, K, n) int64.
     """
-    tried = side[:, :, None].expand(-1, -1, TRIES, -1)
-    there = block_places(draws, tried, shape, margin, "there")
+    tried = side[:, :, None].expand_as(words)
+    there = block_places(words, tried, shape, margin)
     apart = ((there - here[:, :, None]).abs() >= tried).any(-1)
     chosen = apart.byte().argmax(2)[..., None, None].expand(-1, -1, 1, len(shape))
     return torch.where(apart.any(2)[..., None], there.gather(2, chosen).squeeze(2), here)
@@ -86,7 +96,7 @@ class PatchSwap(Distortion):
     def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
         """Return what swaps the blocks of each image."""
         side, here, there = self._swaps(draws, shape[1:])
-        swaps = zip(places(here, side), places(there, side), strict=True)
+        swaps = zip(*(places(first.numpy(), side.numpy()) for first in (here, there)), strict=True)
         return [
             partial(swapped, one=one, two=two, at_once=not self.options.disjoint)
             for one, two in swaps
@@ -94,13 +104,14 @@ class PatchSwap(Distortion):
 
     def _swaps(self, draws: Draws, shape: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Return side, first and second place of the blocks of each swap, (B, swaps, n) int64."""
-        low, high = (pixels(part, shape) for part in self.options.side)
         margin = pixels(self.options.margin, shape, least=0)
-        side = block_sides(draws, low, high, self.options.swaps)
-        here = block_places(draws, side, shape, margin, "here")
+        words = random_words(draws, "swaps", (self.options.swaps, 2 + TRIES, len(shape)))
+        low, high = (words.new_tensor(pixels(part, shape)) for part in self.options.side)
+        side = between(words[:, :, 0], low, high)
+        here = block_places(words[:, :, 1], side, shape, margin)
         if self.options.disjoint:
-            return side, here, places_apart(draws, here, side, shape, margin)
-        return side, here, block_places(draws, side, shape, margin, "there")
+            return side, here, places_apart(words[:, :, 2:], here, side, shape, margin)
+        return side, here, block_places(words[:, :, 2], side, shape, margin)
 
 
 def swapped(
@@ -127,110 +138,116 @@ class PixelShuffle(Distortion):
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S) with pixels shuffled."""
         shape = images.shape[2:]
-        largest = [max(1, extent // self.options.largest) for extent in shape]
-        side = block_sides(draws, [1] * len(shape), largest, self.options.windows)
-        first = block_places(draws, side, shape, [0] * len(shape))
-        if images.device.type == "cpu" and side[..., 0].numel() <= FEW:
-            return shuffled_one_by_one(images, first, side, draws)
-        found = shuffled_source(first, side, shape, draws)
-        image, there = (found >= 0).nonzero(as_tuple=True)
-        shuffled = images.flatten(2).clone()
-        shuffled[image, :, there] = images.flatten(2)[image, :, found[image, there] & PIXEL]
-        return shuffled.view(images.shape)
+        slots = math.prod(self._largest(shape))
+        moved = []
+        for row in torch.split(torch.arange(len(images), device=images.device), 1):
+            own = draws.select(row)
+            keys = own.bits("order", self.options.windows * slots)
+            source = source_of(*self._windows(self._words(own, shape), shape), keys, shape)
+            moved.append(images[row].flatten(2)[:, :, source])
+        return torch.cat(moved).view(images.shape)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what shuffles the pixels of each image."""
+        changes: list[Change] = []
+        at_once = max(1, AT_ONCE // self.options.windows)
+        for row in range(0, draws.batch_size, at_once):
+            own = draws.select(torch.arange(row, min(row + at_once, draws.batch_size)))
+            first, side = self._windows(self._words(own, shape[1:]).numpy(), shape[1:])
+            most = int(side.prod(-1).sum(-1).max())
+            moves = moves_of(first, side, own.bits("order", most).numpy(), shape[1:])
+            changes += [partial(shuffled, here=here, there=there) for here, there in moves]
+        return changes
+
+    def _words(self, draws: Draws, shape: Sequence[int]) -> Tensor:
+        return random_words(draws, "windows", (self.options.windows, 2, len(shape)))
+
+    def _windows(self, words: Numbers, shape: Sequence[int]) -> tuple[Numbers, Numbers]:
+        """Return first pixel and side of each window, (B, K, n), by random words (B, K, 2, n)."""
+        side = between(words[:, :, 0], 1, like(words, self._largest(shape)))
+        return block_places(words[:, :, 1], side, shape, [0] * len(shape)), side
+
+    def _largest(self, shape: Sequence[int]) -> list[int]:
+        return [max(1, extent // self.options.largest) for extent in shape]
 
 
-FEW = 4096
-"""Windows of a batch up to which a CPU is faster with one after the other than with all at once."""
+AT_ONCE = 4096
+"""Windows whose pixels stay in a processor's cache while all are put in order."""
+
+KEY_BITS = 31
+"""Bits of the random numbers that put pixels in order."""
 
 
-def shuffled_one_by_one(images: Tensor, first: Tensor, side: Tensor, draws: Draws) -> Tensor:
-    """Do what `shuffled_source` says, window by window: the same orders, the same pixels."""
-    used = side.prod(-1).cumsum(1)
-    keys = draws.integers("order", 0, 1 << 31, (int(used[:, -1].amax()),)).numpy()
-    shuffled = images.clone()
-    for image, result, windows, ends, own in zip(
-        images.numpy(), shuffled.numpy(), places(first, side), used.tolist(), keys, strict=True
-    ):
-        begin = 0
-        for window, end in zip(windows, ends, strict=True):
-            there = image[window]
-            order = own[begin:end].argsort(kind="stable")
-            result[window] = there.reshape(len(image), -1)[:, order].reshape(there.shape)
-            begin = end
-    return shuffled
+def moves_of(
+    first: np.ndarray, side: np.ndarray, keys: np.ndarray, shape: Sequence[int]
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Shuffle the windows of some images; say which pixel of each goes where.
+
+    One sort serves all: the number of a window stands above the random numbers of its pixels, and
+    those above the rank of each pixel in it.
+
+    Args:
+        first: (B, K, n) int64, first pixel of each window along n axes.
+        side: (B, K, n) int64.
+        keys: (B, most pixels of all windows) int64 of 64 random bits, window by window.
+        shape: S, extents of the n axes.
+
+    Returns:
+        For each image where its pixels go and where they come from, (N,) int64 each, positions in
+        the flattened image, window by window.
+    """
+    volume = side.prod(-1)
+    used = volume.sum(-1)
+    window = np.repeat(np.arange(volume.size), volume.ravel())
+    begin = (volume.cumsum() - volume.ravel()).astype(np.int32)[window]
+    rank = np.arange(len(window), dtype=np.int32) - begin
+    here, rest, stride = np.zeros_like(rank), rank, 1
+    for axis in reversed(range(len(shape))):
+        extent, corner = (of[..., axis].astype(np.int32).take(window) for of in (side, first))
+        rest, along = np.divmod(rest, extent)
+        here += (corner + along) * stride
+        stride *= shape[axis]
+    bits = int(volume.max()).bit_length()
+    order = keys[np.arange(keys.shape[1]) < used[:, None]]
+    order = order >> 64 - KEY_BITS & (1 << KEY_BITS) - 1 | window << KEY_BITS
+    order = order << bits | rank
+    order.sort(kind="stable")  # which takes little time, as windows are in order already
+    there = here[begin + (order & (1 << bits) - 1)]
+    end = used.cumsum().tolist()
+    return [(here[a:b], there[a:b]) for a, b in zip([0, *end[:-1]], end, strict=True)]
+
+
+def shuffled(image: np.ndarray, here: np.ndarray, there: np.ndarray) -> np.ndarray:
+    """Move pixels of one image; of those that go to the same place the last one stays."""
+    for channel in image:
+        channel.put(here, channel.take(there))
+    return image
 
 
 PIXEL = 0xFFFFFFFF
 """The bits of a pixel's position, below those of a window's number."""
 
 
-def shuffled_source(first: Tensor, side: Tensor, shape: Sequence[int], draws: Draws) -> Tensor:
-    """Shuffle windows, and say for each pixel where its value comes from.
-
-    Windows of the same sides are shuffled together; an image's draws are dealt out to its windows
-    in their order, so that a window's are its own whatever the batch.
+def source_of(first: Tensor, side: Tensor, keys: Tensor, shape: Sequence[int]) -> Tensor:
+    """Shuffle the windows of one image, as `moves_of` does; say where each pixel comes from.
 
     Args:
-        first: (B, K, n) int64, first pixel of each window.
-        side: (B, K, n) int64.
+        first: (1, K, n) int64, first pixel of each window along n axes.
+        side: (1, K, n) int64.
+        keys: (1, K * most pixels of a window) int64 of 64 random bits, window by window.
         shape: S, extents of the n axes.
-        draws: Of the B images.
 
     Returns:
-        (B, prod(S)) int64; -1 for pixels in no window. A pixel of several follows the last of them,
-        whose number stands above the 32 bits of the position.
+        (prod(S),) int64; a pixel of several windows follows the last of them.
     """
-    pixels, volume = math.prod(shape), side.prod(-1)
-    strides = first.new_tensor([math.prod(shape[axis + 1 :]) for axis in range(len(shape))])
-    corner = (first * strides).sum(-1)
-    number = torch.arange(side.shape[1], device=first.device)
-    image = torch.arange(len(first), device=first.device)[:, None]
-    target = (corner + image * pixels).flatten()
-    source = (corner | number << 32).flatten()  # the largest is that of the last window
-    used = volume.cumsum(1)
-    most = int(used[:, -1].amax())
-    keys = draws.integers("order", 0, 1 << 31, (most,)).flatten()
-    begin = (used - volume + image * most).flatten()
-    found = first.new_full((len(first), pixels), -1)
-    for sides, rows in alike(side.flatten(0, 1)):
-        inside = offsets(sides, strides)
-        own = torch.arange(len(inside), device=first.device) + begin[rows, None]
-        there = source[rows, None] + inside[random_orders(keys[own])]
-        here = target[rows, None] + inside
-        found.view(-1).scatter_reduce_(0, here.flatten(), there.flatten(), "amax")
-    return found
-
-
-def alike(side: Tensor) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield all sides that windows have, with the windows that have them: side is (M, n) int64."""
-    largest = side.amax(0) + 1
-    code = side[:, 0]
-    for axis in range(1, side.shape[1]):
-        code = code * largest[axis] + side[:, axis]
-    rows = code.argsort(stable=True)
-    counts = code.bincount()
-    for some in torch.split(rows, counts[counts > 0].tolist()):
-        yield side[some[0]].tolist(), some
-
-
-def offsets(size: Sequence[int], strides: Tensor) -> Tensor:
-    """Return where the pixels of a block lie from its first one, in the flattened image."""
-    along = [torch.arange(n, device=strides.device) * s for n, s in zip(size, strides, strict=True)]
-    total: Tensor = along[0]
-    for axis in along[1:]:
-        total = (total[:, None] + axis).flatten()
-    return total
-
-
-def random_orders(keys: Tensor) -> Tensor:
-    """Return permutations that sort each row of keys, (M, n) int64 below 2**31.
-
-    The place is put below its key: numpy sorts such numbers ten times as fast as torch sorts pairs.
-    """
-    n = keys.shape[1]
-    bits = max(1, (n - 1).bit_length())
-    both: Tensor = keys << bits | torch.arange(n, device=keys.device)
-    ordered: Tensor = (
-        both.sort(dim=1).values if both.is_cuda else torch.from_numpy(np.sort(both.numpy()))
-    )
-    return ordered.bitwise_and((1 << bits) - 1)
+    slots, volume = keys.shape[1] // side.shape[1], side.prod(-1, keepdim=True)
+    here = block_pixels(first, side, shape, slots)
+    rank = torch.arange(slots, device=first.device)
+    own = keys[0][volume.cumsum(1) - volume + rank] >> 64 - KEY_BITS & (1 << KEY_BITS) - 1
+    bits, missing = slots.bit_length(), rank >= volume
+    order = (own << bits | rank).masked_fill_(missing, (1 << bits + KEY_BITS) - 1)
+    order = order.sort(-1).values.bitwise_and_((1 << bits) - 1).clamp_(max=slots - 1)
+    number = torch.arange(side.shape[1], device=first.device)[:, None]
+    source = (here.gather(-1, order) | number << 32).masked_fill_(missing, -1)
+    unmoved = torch.arange(math.prod(shape), device=first.device) - (1 << 32)
+    return unmoved.scatter_reduce_(0, here.flatten(), source.flatten(), "amax") & PIXEL

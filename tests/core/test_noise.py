@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from torch import Tensor
 
 from dira_core import Draws
-from dira_core.noise import _scrambled_on_device
+from dira_core.noise import _mixed, keys_of
 
 ALPHA = 1e-4
 
@@ -17,28 +20,52 @@ def draws(n: int, seed: int = 0) -> Draws:
     return Draws(torch.arange(n), seed=seed, path="op")
 
 
-def test_it_is_the_scrambler_as_published_with_its_key_in_the_middle() -> None:
-    noise = draws(2).noise("slot", (3, 5))
-    whole = noise.whole().flatten(1)
-    for row, (low, high) in enumerate(noise.keys.tolist()):
-        for number in range(15):
-            x = (number // 2 + low) % 2**32
-            x = (x ^ x >> 16) * 0x7FEB352D % 2**32 ^ high
-            x = (x ^ x >> 15) * 0x846CA68B % 2**32
-            x ^= x >> 16
-            assert whole[row, number].item() == (x >> 16 * (number % 2)) % 2**16 / 2**16
+def stream(start: int, number: int) -> int:
+    """Word `number` of the SplitMix64 stream that begins at `start`, as published."""
+    z = (start + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return z ^ z >> 31
 
 
-def test_a_block_has_the_numbers_that_the_whole_has_there() -> None:
-    noise = draws(3).noise("slot", (2, 7, 5, 9))
+def unsigned(words: Tensor) -> list[int]:
+    return [word % 2**64 for word in words.tolist()]
+
+
+def test_bits_are_streams_as_published_one_for_each_sample() -> None:
+    assert stream(0, 0) == 0xE220A8397B1DCDAF  # the first word of the reference implementation
+    keys = unsigned(keys_of(torch.arange(3), 2**64 - 5))
+    assert keys == [stream(2**64 - 5, number) for number in range(3)]
+    keys = unsigned(draws(3).noise("slot", (1,)).keys)
+    for row, key in zip(draws(3).bits("slot", 5), keys, strict=True):
+        assert unsigned(row) == [stream(key, number) for number in range(5)]
+
+
+def test_numbers_are_parts_of_shared_words_times_a_key_of_the_sample() -> None:
+    noise = draws(2).noise("slot", (3, 6))
+    whole = noise.whole()
+    for row, key in enumerate(unsigned(noise.keys)):
+        for line, column in itertools.product(range(3), range(6)):
+            word = stream(0, 2 * line + column // 4) * (key | 1) % 2**64
+            part = (word ^ word >> 32) >> 16 * (column % 4) & 0xFFFF
+            assert whole[row, line, column].item() == part / 2**16
+
+
+@pytest.mark.parametrize("width", [8, 9, 10, 11])
+def test_a_block_gets_the_numbers_that_the_whole_has_there(width: int) -> None:
+    noise = draws(3).noise("slot", (2, 7, 5, width))
     place = (slice(None), slice(2, 6), slice(0, 3), slice(4, 9))
-    assert np.array_equal(noise.inside(1, place), noise.whole()[1].numpy()[place])
+    for block in (place, (slice(None),) * 4, (*place[:3], slice(3, 4))):
+        image = np.full((2, 7, 5, width), -1, np.float32)
+        noise.writers()[1](image, block)
+        assert np.array_equal(image[block], noise.whole()[1].numpy()[block])
+        image[block] = -1
+        assert (image == -1).all()
 
 
 def test_other_devices_scramble_the_same_bits() -> None:
-    noise = draws(5).noise("slot", (64,))
-    halves = _scrambled_on_device(noise.keys, 32)
-    assert torch.equal(halves.float() / 2**16, noise.whole())
+    words = torch.arange(-500, 500) * 0x123456789ABCDEF
+    assert np.array_equal(_mixed(words).numpy(), _mixed(words.numpy()))
 
 
 def test_numbers_are_uniform_and_neighbours_and_images_have_nothing_in_common() -> None:

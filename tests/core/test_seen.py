@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from volumes import write_series
 
 from dira_core import digests
 from dira_core.data import caching
@@ -121,3 +122,46 @@ def test_a_damaged_one_is_named(damage: bytes | str, tmp_path: Path) -> None:
     place.write_bytes(place.read_bytes()[:-9] if isinstance(damage, str) else damage)
     with pytest.raises(CheckpointError, match="is damaged, or of another dira"):
         read(place)
+
+
+def test_a_series_is_known_whichever_way_it_is_read(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        voxels = rng.integers(0, 900, (9, 10, 4)).astype(np.int16)
+        made = write_series(
+            tmp_path / "apart" / str(number), voxels, SeriesInstanceUID=f"1.2.{number}"
+        )
+        (tmp_path / "flat").mkdir(exist_ok=True)
+        for path in made:  # under other names, in another order
+            shutil.copy(path, tmp_path / "flat" / f"{9 - int(path.stem)}-{number}.dcm")
+    (tmp_path / "apart/0/DICOMDIR").write_bytes(b"an index")
+    (tmp_path / "apart/1/notes").write_bytes(b"no slice")
+    apart = FolderSource(FolderOptions(path=tmp_path / "apart", series=True))
+    split = FolderSource(FolderOptions(path=tmp_path / "flat", series="split"))
+    expected = {apart.digest(0), apart.digest(1)}
+    assert len(expected) == 2
+    assert None not in expected
+    assert {split.digest(0), split.digest(1)} == expected
+    assert of_source(split).unknown == 0
+    last = sorted((tmp_path / "flat").glob("*-1.dcm"))[-1]
+    last.write_bytes(last.read_bytes() + b"\0\0")  # not the slice that names the series
+    assert len({split.digest(0), split.digest(1)} & expected) == 1
+    last.unlink()
+    assert None in {split.digest(0), split.digest(1)}
+
+
+def test_shards_hand_on_the_patients_of_their_images(tmp_path: Path) -> None:
+    drawn(tmp_path / "a", 4)
+    ids = ["77", "0077", "", "P-3"]
+    lines = [f"a/{i}.png,{who}" for i, who in enumerate(ids)]
+    (tmp_path / "list.csv").write_text("\n".join(["image,patient", *lines]) + "\n")
+    manifest = ManifestSource(ManifestOptions(path=tmp_path / "list.csv"))
+    write_shards(manifest, tmp_path / "shards", {}, size=2)
+    shards = ShardSource(ShardsOptions(path=str(tmp_path / "shards")))
+    assert shards.patients is not None
+    assert shards.patients.tolist() == digests.of_texts(ids).tolist()
+    assert np.array_equal(of_source(shards).patients, of_source(manifest).patients)
+    write_shards(shards, tmp_path / "again", {}, size=3)
+    again = ShardSource(ShardsOptions(path=str(tmp_path / "again")))
+    assert again.patients is not None
+    assert np.array_equal(again.patients, shards.patients)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import itertools
 import json
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Pillow
+from safetensors.numpy import load, save
 from typer.testing import CliRunner
 
 from dira_core.cli import command_line
@@ -27,6 +29,7 @@ from dira_core.data.phantom import PhantomSource
 from dira_core.data.shardfiles import Shard, ShardFiles, expanded, find, make_room
 from dira_core.data.sharding import Written, write_shards
 from dira_core.data.shards import ShardSource
+from dira_core.digests import of_texts
 from dira_core.draws import shuffled_in_blocks
 from dira_core.errors import DataError, RecipeError, RunFolderError
 from dira_core.layering import data_layer
@@ -93,7 +96,7 @@ def test_files_are_copied_as_they_are_with_what_is_known_of_them(
         known = json.loads(found[f"{i:09d}.json"])
         assert known["name"] == f"{i}.bin"
         assert known.get("label") == ("xyz"[i % 2] if i % 4 else None)
-        assert known["patient"] == manifest.patients[i]
+        assert known["dira"] == {"patient": manifest.patients[i]}
     source = opened(tmp_path / "s", label="label")
     assert len(source) == 12
     assert source.classes == manifest.classes
@@ -127,6 +130,28 @@ def test_webdataset_reads_our_shards_and_we_read_its(
     for i in range(6):
         assert np.array_equal(source.read(i).pixels[0], pixels_of(encoded(i)))
         assert source.name(i) == f"theirs.tar/a/{i}"
+
+
+def test_ids_of_patients_beside_images_are_numbered_as_those_of_a_list(tmp_path: Path) -> None:
+    ids = ["P1", 17, None, " P1 ", ["P1"], True]
+    members: dict[str, bytes] = {}
+    for i, who in enumerate(ids):
+        members |= {f"{i}.png": encoded(i), f"{i}.json": json.dumps({"patient": who}).encode()}
+    found = opened(tar(tmp_path / "a.tar", members)).patients
+    assert found is not None
+    assert found.tolist() == of_texts(["P1", "17", "", "P1", "", ""]).tolist()
+    assert opened(tar(tmp_path / "b.tar", {"0.png": encoded(0)})).patients is None
+
+
+def test_an_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
+    path = tar(tmp_path / "a.tar", {f"{i}.png": encoded(i) for i in range(11)})
+    assert len(opened(path)) == 11
+    (index,) = tmp_path.glob("*.index")
+    arrays = load(index.read_bytes()[32:])
+    data = save({**arrays, "samples": arrays["samples"].reshape(-1, 8)})
+    index.write_bytes(hashlib.sha256(data).digest() + data)
+    assert np.array_equal(opened(path).read(3).pixels[0], pixels_of(encoded(3)))
+    assert load(index.read_bytes()[32:])["samples"].shape == arrays["samples"].shape
 
 
 class Deep(TinySource):

@@ -128,17 +128,6 @@ def test_small_crops_are_distorted_too(name: str, side: int) -> None:
     assert make(name)(noise(6, 1, side, side), draws(6)).isfinite().all()
 
 
-ALONE = {
-    "flip",
-    "intensity-jitter",
-    "gaussian-blur",
-    "inner-cutout",
-    "outer-cutout",
-    "patch-swap",
-    "one-of",
-}
-"""Distortions that can be applied to an image by itself."""
-
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("flip", {"axis": -2}),
     ("intensity-jitter", {"brightness": 0.1, "contrast": 0.9}),
@@ -147,14 +136,18 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("outer-cutout", {"side": (0.3, 0.5), "fill": 0.2}),
     ("patch-swap", {"side": (0.2, 0.4)}),
     ("patch-swap", {"side": (0.2, 0.4), "disjoint": False}),
+    ("noise-inpaint", {"blocks": 4}),
+    ("noise-inpaint", {"fill": "constant"}),
+    ("noise-outpaint", {"blocks": 1}),
+    ("noise-outpaint", {"fill": "constant"}),
+    ("pixel-shuffle", {"windows": 7}),
+    ("pixel-shuffle", {"windows": 700, "largest": 4}),
     ("one-of", {"of": [{"name": "flip", "p": 0.5}, "inner-cutout"], "weights": [0.6, 0.3]}),
 ]
 
 
 @pytest.mark.parametrize("shape", [FLAT, (9, 3, 24, 24), DEEP], ids=["2-D", "colour", "3-D"])
-@pytest.mark.parametrize(
-    ("name", "options"), [*((name, {}) for name in sorted(ALONE - {"one-of"})), *VARIANTS]
-)
+@pytest.mark.parametrize(("name", "options"), [*((name, {}) for name in NAMES), *VARIANTS])
 def test_images_distorted_one_by_one_are_those_of_the_batch(
     name: str, options: dict[str, Any], shape: tuple[int, ...]
 ) -> None:
@@ -167,12 +160,16 @@ def test_images_distorted_one_by_one_are_those_of_the_batch(
         torch.testing.assert_close(changed, expected, rtol=0, atol=1e-6)
 
 
+def test_a_choice_with_one_that_needs_batches_is_made_in_batches() -> None:
+    assert make("one-of", of=["flip"], weights=[0.5]).by_image(draws(3), (1, 16, 16)) is not None
+    one_of = make("one-of", of=["flip", "rotate90"], weights=[0.5, 0.5])
+    assert one_of.by_image(draws(3), (1, 16, 16)) is None
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_which_distortions_work_on_an_image_by_itself(name: str) -> None:
-    changes = make(name).by_image(draws(3), (1, 16, 16))
-    assert (changes is not None) == (name in ALONE - {"one-of"})
-    if name == "one-of":
-        assert make(name, of=["flip"], weights=[0.5]).by_image(draws(3), (1, 16, 16)) is not None
+def test_no_image_takes_no_change(name: str) -> None:
+    nobody = draws(3).select(torch.tensor([], dtype=torch.int64))
+    assert make(name).by_image(nobody, (1, 16, 16)) == []
 
 
 OPTIONS = [
@@ -402,22 +399,33 @@ def test_elastic_moves_pixels_by_its_strength_and_not_along_depth(shape: tuple[i
         torch.testing.assert_close(make("elastic")(depth, draws(2)), depth)
 
 
+def random_words(batch: Draws, slot: str, *shape: int) -> Tensor:
+    """The highest 31 bits of random words, by sample."""
+    words = batch.bits(slot, math.prod(shape)).view(batch.batch_size, *shape)
+    return (words >> 33) % 2**31
+
+
+def pick(word: int, low: int, high: int) -> int:
+    """One of low to high, as the word says."""
+    return low + (word * (high - low + 1) >> 31)
+
+
 def plain_blocks(
     batch: Draws, shape: tuple[int, ...], low: list[int], high: list[int], margin: list[int]
 ) -> list[list[tuple[slice, ...]]]:
     """The blocks of each sample, ten at most, one by one."""
-    bounds = torch.tensor(low), torch.tensor(high) + 1
-    sides = batch.integers("side", *bounds, (10, len(low)))
-    room = torch.tensor(shape[2:]) - sides - torch.tensor(margin)
-    firsts = batch.integers("first", torch.tensor(margin), room + 1, sides.shape[1:])
-    stops = batch.bernoulli("stop", 0.1, (10,))
+    axes = len(low)
     blocks: list[list[tuple[slice, ...]]] = []
-    for i in range(shape[0]):
+    for words in random_words(batch, "blocks", 10, 2 * axes + 1).tolist():
         blocks.append([])
-        for k in range(10):
-            corner, side = firsts[i, k].tolist(), sides[i, k].tolist()
-            blocks[i].append(tuple(slice(a, a + s) for a, s in zip(corner, side, strict=True)))
-            if stops[i, k]:
+        for own in words:
+            block = []
+            for axis, extent in enumerate(shape[2:]):
+                side = pick(own[axis], low[axis], high[axis])
+                a = pick(own[axes + axis], margin[axis], extent - side - margin[axis])
+                block.append(slice(a, a + side))
+            blocks[-1].append(tuple(block))
+            if own[-1] < 0.1 * 2**31:
                 break
     return blocks
 
@@ -475,18 +483,6 @@ def test_blocks_may_have_bounds_of_their_own_along_each_axis(name: str) -> None:
     assert set(block.any(2).any(1).sum(1).tolist()) == {1, 2, 3}
     with pytest.raises(RecipeError, match="along 3 axes, the images have 2"):
         make(name, sides=sides)(images[:, :, 0], draws(40))
-
-
-@pytest.mark.parametrize("shape", [(5, 2, 24, 31), (5, 1, 12, 24, 18)])
-@pytest.mark.parametrize("options", [{"windows": 7}, {"windows": 40, "largest": 4}])
-def test_few_windows_are_shuffled_as_many_are(
-    shape: tuple[int, ...], options: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    images, batch = noise(*shape), draws(shape[0])
-    one_by_one = make("pixel-shuffle", **options)(images, batch)
-    monkeypatch.setattr("dira_distortions.places.FEW", 0)
-    assert torch.equal(make("pixel-shuffle", **options)(images, batch), one_by_one)
-    assert not torch.equal(one_by_one, images)
 
 
 def test_painted_noise_is_uniform_and_independent_of_the_image() -> None:
@@ -561,26 +557,27 @@ def test_cutouts_blacken_the_published_share(
 
 def plain_swaps(images: Tensor, batch: Draws, disjoint: bool) -> Tensor:
     """Ten swaps, sample by sample and block by block, with sides of 10 to 30 % and no margin."""
-    extents = torch.tensor(images.shape[2:])
-    low, high = ((part * extents).round().long() for part in (0.1, 0.3))
-    sides = batch.integers("side", low, high + 1, (10, len(extents)))
-    tries = [8] if disjoint else []
-    here = batch.integers("here", 0, extents - sides + 1, sides.shape[1:])
-    room = extents - (sides[:, :, None] if disjoint else sides) + 1
-    there = batch.integers("there", 0, room, (10, *tries, len(extents)))
-    swapped = images.clone()
+    extents = images.shape[2:]
+    swapped, tries = images.clone(), 8 if disjoint else 1
+    words = random_words(batch, "swaps", 10, 2 + 8, len(extents))
     for i, k in itertools.product(range(len(images)), range(10)):
-        a, side = here[i, k].tolist(), sides[i, k].tolist()
-        places = there[i, k].tolist() if disjoint else [there[i, k].tolist()]
+        first, *others = words[i, k].tolist()
+        side = [
+            pick(w, round(0.1 * n), round(0.3 * n)) for w, n in zip(first, extents, strict=True)
+        ]
+        a, *places = (
+            [pick(w, 0, n - s) for w, n, s in zip(own, extents, side, strict=True)]
+            for own in others[: 1 + tries]
+        )
         for b in places:
             apart = any(abs(p - q) >= s for p, q, s in zip(a, b, side, strict=True))
             if apart or not disjoint:
                 one = [slice(p, p + s) for p, s in zip(a, side, strict=True)]
                 two = [slice(q, q + s) for q, s in zip(b, side, strict=True)]
                 source = (swapped if disjoint else images)[i]
-                first, second = source[:, *one].clone(), source[:, *two].clone()
-                swapped[i][:, *one] = second
-                swapped[i][:, *two] = first
+                before, after = source[:, *one].clone(), source[:, *two].clone()
+                swapped[i][:, *one] = after
+                swapped[i][:, *two] = before
                 break
     return swapped
 
@@ -613,17 +610,15 @@ def test_swaps_touch_about_six_percent_of_the_image(extent: int) -> None:
 def test_shuffling_is_that_of_a_plain_loop(shape: tuple[int, ...]) -> None:
     images, batch, windows = noise(*shape), draws(shape[0]), 150
     extents = shape[2:]
-    high = torch.tensor([e // 4 for e in extents])
-    sides = batch.integers("side", 1, high + 1, (windows, len(extents)))
-    firsts = batch.integers("first", 0, torch.tensor(extents) - sides + 1, sides.shape[1:])
-    keys = batch.integers("order", 0, 2**31, (int(sides.prod(-1).sum(1).max()),))
+    words = random_words(batch, "windows", windows, 2, len(extents))
+    keys = random_words(batch, "order", 10_000)
     shuffled = make("pixel-shuffle", windows=windows, largest=4)(images, batch)
     for i, image in enumerate(images):
         expected, used = image.clone(), 0
-        for k in range(windows):
-            side = sides[i, k].tolist()
-            pairs = zip(firsts[i, k].tolist(), side, strict=True)
-            window = [slice(first, first + s) for first, s in pairs]
+        for sides, firsts in words[i].tolist():
+            side = [pick(w, 1, n // 4) for w, n in zip(sides, extents, strict=True)]
+            corner = [pick(w, 0, n - s) for w, n, s in zip(firsts, extents, side, strict=True)]
+            window = [slice(a, a + s) for a, s in zip(corner, side, strict=True)]
             values = image[:, *window].flatten(1)
             order = keys[i, used : used + values.shape[1]].argsort()
             used += values.shape[1]
@@ -644,8 +639,8 @@ def test_one_shuffled_window_keeps_its_values_and_all_others() -> None:
 def test_every_order_of_a_window_is_equally_likely() -> None:
     images = spots(3000, 2, 2)
     one = make("pixel-shuffle", windows=1, largest=1)(images, draws(3000)).flatten(1)
-    sides = draws(3000).integers("side", 1, 3, (1, 2)).view(-1, 2)
-    full = one[(sides == 2).all(1)]
+    both = random_words(draws(3000), "windows", 1, 2, 2)[:, 0, 0] >= 2**30
+    full = one[both.all(1)]
     codes = {order: i for i, order in enumerate(itertools.permutations(range(4)))}
     counts = torch.bincount(torch.tensor([codes[tuple(o)] for o in full.long().tolist()]))
     assert len(counts) == 24
