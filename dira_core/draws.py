@@ -131,6 +131,11 @@ def _between(low: float, high: float, unit: Tensor) -> Tensor:
     return unit.mul_(float(last - first)).add_(float(first)).clamp_(max=float(highest))
 
 
+def salted(seed: int, salt: int) -> int:
+    """Return a seed of its own for every salt; salt 0 keeps the recipe's."""
+    return seed + (salt << 32)
+
+
 def shuffled(n: int, *, seed: int, epoch: int) -> Tensor:
     """Return (n,) int64: the order in which an epoch visits n samples."""
     everyone = Draws(torch.zeros(1, dtype=torch.int64), seed=seed, epoch=epoch, path="shuffled")

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from dira_core.buffers import Buffers
+from dira_core.data.dataset import Crops
 from dira_core.data.excerpts import Excerpts
-from dira_core.data.loader import Crops
-from dira_core.draws import Draws
+from dira_core.draws import Draws, salted
 from dira_core.errors import DataError, RecipeError
 from dira_core.operations import (
     Drawn,
@@ -65,7 +65,7 @@ class ViewMaker:
                 f"choose another --backbone (`dira plugins` shows the axes of each){stack}"
             )
         index = crops.index.to(self._device, non_blocking=True)
-        draws = Draws(index, seed=self._seed + (salt << 32), epoch=epoch, path="views")
+        draws = Draws(index, seed=salted(self._seed, salt), epoch=epoch, path="views")
         box = crops.box.to(self._device, non_blocking=True)
         views = [
             self._view(recipe, pixels, box[:, number], replace(draws, view=number))

@@ -19,8 +19,10 @@ from torch import Tensor
 from dira_core.bench.public import PublicPipeline
 from dira_core.bench.timing import Arm, Cores, Timing, alternate, ratio
 from dira_core.data.caching import build
+from dira_core.data.cutting import cut
+from dira_core.data.dataset import CropDataset, Request
 from dira_core.data.folder import FolderSource
-from dira_core.data.loader import CropDataset, Request, cut, read_image
+from dira_core.data.images import read_image
 from dira_core.data.phantom import draw
 from dira_core.data.pyramid import crop_level
 from dira_core.draws import Draws

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dira_core.data.crops import centre_box, crop_boxes
-from dira_core.data.loader import Images, cut
+from dira_core.data.cutting import cut
+from dira_core.data.images import Images
 from dira_core.draws import Draws
 from dira_core.errors import DataError
 from dira_core.export import Preprocessing

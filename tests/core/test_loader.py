@@ -16,7 +16,10 @@ import pytest
 import torch
 
 from dira_core.data.crops import crop_boxes, crop_resize
-from dira_core.data.loader import CropDataset, Crops, Images, Loader, Request, whole_images
+from dira_core.data.cutting import whole_images
+from dira_core.data.dataset import CropDataset, Crops, Request
+from dira_core.data.images import Images
+from dira_core.data.loader import Loader
 from dira_core.draws import Draws
 from dira_core.errors import DataError, PluginError
 from dira_core.roles import Source

@@ -14,7 +14,8 @@ from parts import small_settings
 from torch import Tensor
 
 from dira_core.components import Choice, DistortionOptions
-from dira_core.data.loader import Crops, Loader
+from dira_core.data.dataset import Crops
+from dira_core.data.loader import Loader
 from dira_core.draws import Draws
 from dira_core.errors import DataError, PluginError, RecipeError
 from dira_core.operations import build_distortion, distort

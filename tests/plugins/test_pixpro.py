@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dira_core import Backbone, Batch, Encodings, Progress, View
-from dira_core.data.loader import Crops
+from dira_core.data.dataset import Crops
 from dira_core.layering import Layer
 from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed, make
