@@ -41,27 +41,27 @@ def filtered(image: np.ndarray, taps: Sequence[Taps]) -> np.ndarray:
     Returns:
         (C, *n) float32, in memory of its own.
     """
-    turned = np.moveaxis(image, 0, -1)
-    for along in taps:  # the axis at the front; then the next one comes there
-        rest = turned.shape[1:]
+    one = len(image) == 1
+    turned = _rows(image[0] if one else image.transpose(*range(1, image.ndim), 0))
+    for side, along in zip(image.shape[1:], taps, strict=True):  # the next axis is at the front
         sums = torch.embedding_bag(
-            torch.from_numpy(_lines(turned)),
+            turned.view(side, -1),
             along.lines,
             along.starts,
             mode=0,
             per_sample_weights=along.weights,
         )[0]
-        turned = _transposed(sums).numpy().reshape(*rest, len(sums))
-    return turned
+        turned = _transposed(sums)
+    return turned.view(len(image), *[len(along.starts) for along in taps]).numpy()
 
 
-def _lines(image: np.ndarray) -> np.ndarray:
-    """Return (n, *rest) as n lines of float32, copied unless they are that already."""
+def _rows(image: np.ndarray) -> Tensor:
+    """Return an image in rows of float32, copied unless it is that already."""
     if image.dtype == np.float32 and image.flags.carray:  # torch takes none that is read-only
-        return image.reshape(len(image), -1)
-    lines = np.empty((len(image), math.prod(image.shape[1:])), np.float32)
-    lines.reshape(image.shape)[...] = image
-    return lines
+        return torch.from_numpy(image)
+    rows = np.empty(image.shape, np.float32)
+    rows[...] = image
+    return torch.from_numpy(rows)
 
 
 def _transposed(matrix: Tensor) -> Tensor:

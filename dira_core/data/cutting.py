@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dira_core.data.crops import centre_box, crop_resize, normalise, reduce_channels, soft_tissue
+from dira_core.data.crops import centre_box, reduce_channels, soft_tissue
 from dira_core.data.images import Images
 from dira_core.data.pyramid import crop_level, place
 from dira_core.view_options import Lungs, sides_of
@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
     """Write the crop of an image into `pixels`, (C, *S) in [0, 1]; one channel is repeated."""
     size, channels = pixels.shape[1:], len(pixels)
-    if image.levels:
-        crop = reduce_channels(crop_level(image, box, size), channels)
-        place(crop, image.window, pixels)
-    else:
-        pixels[...] = normalise(crop_resize(image.pixels, box, size), image.window)
+    place(reduce_channels(crop_level(image, box, size), channels), image.window, pixels)
 
 
 def cut_best(image: Image, boxes: Sequence[Tensor], pixels: Tensor, lungs: Lungs | None) -> Tensor:

@@ -76,7 +76,7 @@ def on_grid(boxes: Tensor, shapes: Tensor, size: int | Sequence[int], depths: Te
 
 
 def crop_level(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarray:
-    """Cut a box out of an image with levels and resize it, antialiased; see `excerpt`.
+    """Cut a box out of an image and resize it, antialiased; see `excerpt`.
 
     Returns:
         (C, *size) float32 in the units of the image, of any memory layout.
@@ -118,9 +118,7 @@ def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None
     """
     low, high = window
     scale = 1 / (high - low) if low != high else 0.0
-    np.multiply(crop, scale, out=pixels.numpy())
-    if low:
-        pixels -= low * scale
+    np.multiply(crop - low if low else crop, scale, out=pixels.numpy())
     pixels.clamp_(0, 1)
 
 
