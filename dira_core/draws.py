@@ -32,7 +32,8 @@ class Draws:
         index: (B,) int64, position of each sample in its source; decides the device.
         seed: Of the run.
         epoch: Counts passes over the source.
-        view: Number of the view.
+        view: Number of the view, or (B,) int64, one for each sample: those of several views that
+            are made at once are the ones that each view has by itself.
         path: Name of the operation, with those that contain it: "distort/0/one-of/2".
     """
 
@@ -40,7 +41,7 @@ class Draws:
     _: KW_ONLY
     seed: int
     epoch: int = 0
-    view: int = 0
+    view: int | Tensor = 0
     path: str = ""
 
     @property
@@ -57,9 +58,15 @@ class Draws:
         """Return the draws of an operation inside this one."""
         return dataclasses.replace(self, path=f"{self.path}/{name}")
 
+    def of_views(self, numbers: Sequence[int]) -> Draws:
+        """Return the draws of several views of these samples: all of one view, then the next."""
+        view = torch.tensor(numbers, device=self.device).repeat_interleave(self.batch_size)
+        return dataclasses.replace(self, index=self.index.repeat(len(numbers)), view=view)
+
     def select(self, rows: Tensor) -> Draws:
         """Return the draws of some samples; `rows` is (B,) bool, or int64 places in the batch."""
-        return dataclasses.replace(self, index=self.index[rows])
+        view = self.view[rows] if isinstance(self.view, Tensor) else self.view
+        return dataclasses.replace(self, index=self.index[rows], view=view)
 
     def uniform(
         self,
@@ -112,9 +119,9 @@ class Draws:
     def _words(self, slot: str, shape: Sequence[int]) -> Tensor:
         """Return (B, *shape) int64 words of 32 bits."""
         size = math.prod(shape)
-        name = repr((self.seed, self.epoch, self.view, self.path, slot)).encode()
+        name = repr((self.seed, self.epoch, 0, self.path, slot)).encode()
         key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
-        found = words(self.index, -(-size // 4), key)
+        found = words(self.index, self.view, -(-size // 4), key)
         return found[:, :size].view(self.batch_size, *shape)
 
     def _bound(self, value: float | Tensor) -> Tensor:

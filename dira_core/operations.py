@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -126,11 +126,13 @@ def plan(group: Sequence[Drawn], shape: Sequence[int]) -> Todo | None:
     return todo
 
 
-def change_images(images: np.ndarray, plans: Sequence[Todo], results: Sequence[np.ndarray]) -> None:
+def change_images(
+    images: Iterable[np.ndarray], plans: Sequence[Todo], results: Sequence[np.ndarray]
+) -> None:
     """Take images through plans, one image after the other: it stays in the processor's cache.
 
     Args:
-        images: (B, C, *S).
+        images: B of them, (C, *S) each.
         plans: One after the other, each from what the one before left.
         results: Where what each plan leaves is written, (B, C, *S).
     """

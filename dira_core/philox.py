@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,11 +23,12 @@ _AT_ONCE = 2**13
 """Counters that stay in a processor's cache while they are scrambled."""
 
 
-def words(index: Tensor, blocks: int, key: int) -> Tensor:
-    """Return the random words of samples: counters are (low index, high index, block, 0).
+def words(index: Tensor, view: int | Tensor, blocks: int, key: int) -> Tensor:
+    """Return the random words of samples: counters are (low index, high index, block, view).
 
     Args:
         index: (B,) int64; decides the device.
+        view: Below 2**32, or (B,) int64.
         blocks: Counters of a sample.
         key: 64 bits; the lower word is the first.
 
@@ -34,11 +36,13 @@ def words(index: Tensor, blocks: int, key: int) -> Tensor:
         (B, 4 * blocks) int64, words of 32 bits.
     """
     if index.device.type == "cpu":
-        return torch.from_numpy(_words_on_cpu(index.numpy(), blocks, key))
-    counter = index.new_zeros(4, len(index), blocks)
+        views = view.numpy() if isinstance(view, Tensor) else np.full(len(index), view)
+        return torch.from_numpy(_words_on_cpu(index.numpy(), views, blocks, key))
+    counter = index.new_empty(4, len(index), blocks)
     counter[0] = (index & WORD)[:, None]
     counter[1] = (index >> 32 & WORD)[:, None]
     counter[2] = torch.arange(blocks, device=index.device)
+    counter[3] = view[:, None] if isinstance(view, Tensor) else view
     return philox(counter, key).flatten(1)
 
 
@@ -81,42 +85,45 @@ def _round_keys(key: int) -> list[tuple[int, int]]:
 
 
 @functools.lru_cache(1024)
-def _round_columns(key: int) -> np.ndarray:
-    """Return the key words of each round, (rounds, 2, 1); an epoch asks with the same keys."""
-    return np.array(_round_keys(key), np.uint32)[..., None]
+def _round_columns(key: int) -> list[np.ndarray]:
+    """Return the key words of each round, (2, 1); an epoch asks with the same keys."""
+    return list(np.array(_round_keys(key), np.uint32)[..., None])
 
 
-def _words_on_cpu(index: np.ndarray, blocks: int, key: int) -> np.ndarray:
+def _words_on_cpu(index: np.ndarray, view: np.ndarray, blocks: int, key: int) -> np.ndarray:
     """Return what `words` does: numpy starts an operation in a fraction of torch's time."""
     found = np.empty((len(index), blocks, 4), np.int64)
     rows, step = max(1, _AT_ONCE // max(1, blocks)), max(1, min(blocks, _AT_ONCE))
     keys = _round_columns(key)
     for row in range(0, len(index), rows):
-        samples = index[row : row + rows].astype(np.uint64)
+        some = slice(row, row + rows)
         for block in range(0, blocks, step):
-            numbers = np.arange(block, min(block + step, blocks), dtype=np.uint64)
-            place = found[row : row + rows, block : block + step]
-            place[...] = _scrambled(samples, numbers, keys).reshape(place.shape)
+            numbers = np.arange(block, min(block + step, blocks))
+            place = found[some, block : block + step]
+            scrambled = _scrambled(index[some, None], view[some, None], numbers, keys)
+            place[...] = scrambled.reshape(place.shape)
     return found.reshape(len(index), 4 * blocks)
 
 
-def _scrambled(samples: np.ndarray, numbers: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def _scrambled(
+    index: np.ndarray, view: np.ndarray, numbers: np.ndarray, keys: Sequence[np.ndarray]
+) -> np.ndarray:
     """Scramble the counters of some samples and blocks: (samples * blocks, 4) uint32."""
-    counter = np.zeros((4, len(samples), len(numbers)), np.uint32)
-    counter[0], counter[1] = (samples & _MASK)[:, None], (samples >> _HALF)[:, None]
-    counter[2] = numbers
-    even, odd = counter[::2].reshape(2, -1), counter[1::2].reshape(2, -1)
+    even, odd = np.empty((2, 2, len(index), len(numbers)), np.uint32)
+    even[0], odd[0], even[1], odd[1] = index & WORD, index >> 32, numbers, view
+    even, odd = even.reshape(2, -1), odd.reshape(2, -1)
     # Words lie in halves of products: while one is written, `odd` is still in the other.
     products = np.empty((2, *even.shape), np.uint64)
     halves = products[:, ::-1].view(np.uint32).reshape(2, *even.shape, 2)
-    for number, round_key in enumerate(keys):
-        np.multiply(even, _FACTORS, out=products[number % 2])
-        np.bitwise_xor(halves[number % 2, ..., _HIGH], odd, out=even)
-        even ^= round_key
-        odd = halves[number % 2, ..., 1 - _HIGH]
+    here, there = zip(products, halves[..., _HIGH], halves[..., 1 - _HIGH], strict=True)
+    for key in keys:
+        product, high, low = here
+        np.multiply(even, _FACTORS, out=product)
+        np.bitwise_xor(high, odd, out=even)
+        even ^= key
+        odd, here, there = low, there, here
     return np.stack((even[0], odd[0], even[1], odd[1]), -1)
 
 
 _FACTORS = np.array(_MULTIPLIERS, np.uint64)[:, None]
-_HALF, _MASK = np.uint64(32), np.uint64(WORD)
 _HIGH = int(sys.byteorder == "little")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import itertools
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -48,7 +48,9 @@ class ViewMaker:
         self._seed = settings.seed
         self._device = device
         self._channels_last = settings.train.channels_last
-        self._recipes = [Operations(settings.views.of(view), device) for view in range(n_views)]
+        self._kinds = [
+            (Operations(views, device), numbers) for views, numbers in settings.views.kinds(n_views)
+        ]
         self._buffers = Buffers()
 
     def __call__(self, crops: Crops, epoch: int, salt: int) -> Batch:
@@ -67,16 +69,17 @@ class ViewMaker:
         index = crops.index.to(self._device, non_blocking=True)
         draws = Draws(index, seed=salted(self._seed, salt), epoch=epoch, path="views")
         box = crops.box.to(self._device, non_blocking=True)
-        views = [
-            self._view(recipe, pixels, box[:, number], replace(draws, view=number))
-            for number, (recipe, pixels) in enumerate(zip(self._recipes, crops.pixels, strict=True))
-        ]
+        found_views: dict[int, View] = {}
+        for recipe, numbers in self._kinds:
+            pixels = [self._placed(crops.pixels[number]) for number in numbers]
+            boxes = box[:, numbers].transpose(0, 1).flatten(0, 1)
+            made = self._views(recipe, pixels, boxes, draws.of_views(numbers))
+            found_views.update(zip(numbers, made, strict=True))
         label = None if crops.label is None else crops.label.to(self._device)
-        return Batch(tuple(views), index, label)
+        return Batch(tuple(found_views[number] for number in sorted(found_views)), index, label)
 
-    def _view(
-        self, recipe: Operations, pixels: Tensor | Excerpts, box: Tensor, draws: Draws
-    ) -> View:
+    def _placed(self, pixels: Tensor | Excerpts) -> Tensor:
+        """Return the crops of a view on the device, in the memory layout of the training."""
         if isinstance(pixels, Excerpts):
             crop = pixels.on(self._device)
         else:
@@ -84,19 +87,32 @@ class ViewMaker:
         if self._channels_last:
             last = torch.channels_last if crop.dim() == 4 else torch.channels_last_3d
             crop = crop.contiguous(memory_format=last)
+        return crop
+
+    def _views(
+        self, recipe: Operations, pixels: Sequence[Tensor], box: Tensor, draws: Draws
+    ) -> Iterator[View]:
+        """Yield views that are made alike, from the crops of each."""
         groups = recipe.drawn(draws)
         every = [operation for group in groups for operation in group]
-        crop, clean, image = self._distorted(groups, crop)
-        return View(crop, clean, image, moved(groups[0], box), label_of(every, len(crop)))
+        label = label_of(every, len(box))
+        parts = [*self._distorted(groups, pixels), moved(groups[0], box)]
+        labels = itertools.repeat(None) if label is None else label.chunk(len(pixels))
+        chunks = (part.chunk(len(pixels)) for part in parts)
+        for crop, clean, image, place, own in zip(*chunks, labels, strict=False):
+            yield View(crop, clean, image, place, own)
 
-    def _distorted(self, groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Tensor]:
+    def _distorted(
+        self, groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Return crops after geometry, after appearance and after distortions."""
-        plans = _plans(groups, crop)
+        plans = _plans(groups, pixels[0])
         if plans is not None:
-            results = [self._buffers.like(crop) for _ in groups]
-            change_images(crop.numpy(), plans, [result.numpy() for result in results])
+            images = [image for crops in pixels for image in crops.numpy()]
+            results = [self._buffers.like(pixels[0], len(images)) for _ in groups]
+            change_images(images, plans, [result.numpy() for result in results])
             return results
-        results = []
+        crop, results = pixels[0] if len(pixels) == 1 else torch.cat(list(pixels)), []
         for group in groups:
             for operation in group:
                 crop = distort_rows(operation, crop)

@@ -192,7 +192,9 @@ class Ours:
         made = [view for view in crops.pixels if isinstance(view, Tensor)]
         pixels = [view.clone() for view in made]
         operations = Operations(self._settings.views, torch.device("cpu"))
-        draws = Draws(crops.index, seed=0, path="views")
+        draws = Draws(crops.index, seed=0, path="views").of_views(range(VIEWS))
+        images_of_views = [image for view in made for image in view.numpy()]
+        changed = np.empty((len(images_of_views), *made[0].shape[1:]), np.float32)
 
         def crop() -> None:
             for image, of_image, places in zip(
@@ -202,13 +204,10 @@ class Ours:
                     cut(image, box, place)
 
         def decide() -> list[Any]:
-            shape = made[0].shape[1:]
-            every = [operations.drawn(draws) for _ in range(VIEWS)]
-            return [[plan(group, shape) for group in groups] for groups in every]
+            return [plan(group, made[0].shape[1:]) for group in operations.drawn(draws)]
 
         def group(number: int) -> None:
-            for view, plans in zip(made, decided, strict=True):
-                change_images(view.numpy(), plans[number : number + 1], [pixels[0].numpy()])
+            change_images(images_of_views, decided[number : number + 1], [changed])
 
         decided = decide()
         return {

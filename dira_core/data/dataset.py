@@ -93,7 +93,8 @@ class CropDataset(Dataset[Crops]):
         self._images = Images(source, views.channels, cache_bytes, loader.max_unreadable)
         self._words = None if source.words is None else torch.as_tensor(source.words).long()
         self._seed = settings.seed
-        self._views = [views.of(view) for view in range(n_views)]
+        self._kinds = views.kinds(n_views)
+        self._sizes = [views.of(view).size for view in range(n_views)]
         self._channels = views.channels
         self._lungs = views.lungs
         self._tries = views.lungs.tries if views.lungs else 1
@@ -133,8 +134,8 @@ class CropDataset(Dataset[Crops]):
         """Make the crops of every view; the first attempt's boxes become those that were cut."""
         boxes = attempts[0]
         pixels = [
-            self._buffers.empty(len(images), self._channels, *sides_of(view.size, boxes.shape[2]))
-            for view in self._views
+            self._buffers.empty(len(images), self._channels, *sides_of(size, boxes.shape[2]))
+            for size in self._sizes
         ]
         for row, image in enumerate(images):  # all views of it while it is in the cache
             for number, view in enumerate(pixels):
@@ -149,10 +150,10 @@ class CropDataset(Dataset[Crops]):
         boxes = attempts[0]
         windows = [image.window for image in images]
         made = []
-        for number, view in enumerate(self._views):
+        for number, size in enumerate(self._sizes):
             cuts = zip(images, boxes[:, number], strict=True)
-            parts = [reduce_channels(excerpt(i, box, view.size), self._channels) for i, box in cuts]
-            sides = sides_of(view.size, boxes.shape[2])
+            parts = [reduce_channels(excerpt(i, box, size), self._channels) for i, box in cuts]
+            sides = sides_of(size, boxes.shape[2])
             made.append(collected(parts, windows, self._channels, sides))
         return tuple(made)
 
@@ -178,8 +179,10 @@ class CropDataset(Dataset[Crops]):
         seed = salted(self._seed, request.salt)
         path = f"crop {attempt}" if attempt else "crop"
         draws = Draws(index, seed=seed, epoch=request.epoch, path=path)
-        boxes = []
-        for number, view in enumerate(self._views):
-            drawn = crop_boxes(shapes, replace(draws, view=number), view.scale, view.ratio)
-            boxes.append(on_grid(drawn, shapes, view.size, depths))
-        return torch.stack(boxes, dim=1)
+        boxes = torch.empty(len(self._sizes), *shapes.shape, 2, dtype=torch.int64)
+        for views, numbers in self._kinds:
+            each = shapes.repeat(len(numbers), 1)
+            drawn = crop_boxes(each, draws.of_views(numbers), views.scale, views.ratio)
+            moved = on_grid(drawn, each, views.size, depths.repeat(len(numbers)))
+            boxes[numbers] = moved.view(len(numbers), *shapes.shape, 2)
+        return boxes.transpose(0, 1)

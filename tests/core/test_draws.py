@@ -74,9 +74,11 @@ def test_the_words_of_samples_are_those_of_their_counters(samples: int, blocks: 
     counters = torch.zeros(4, samples, blocks, dtype=torch.int64)
     counters[0], counters[1] = (index % 2**32)[:, None], (index // 2**32)[:, None]
     counters[2] = torch.arange(blocks)
-    found = words(index, blocks, key)
-    assert torch.equal(found, philox(counters, key).flatten(1))
-    assert found.dtype == torch.int64
+    for view in (3, torch.arange(samples) % 5):
+        counters[3] = view[:, None] if isinstance(view, Tensor) else view
+        found = words(index, view, blocks, key)
+        assert torch.equal(found, philox(counters.clone(), key).flatten(1))
+        assert found.dtype == torch.int64
 
 
 def test_uniform_fills_the_unit_interval_evenly() -> None:
@@ -205,6 +207,16 @@ def test_a_number_does_not_depend_on_the_batch_or_the_place_in_it() -> None:
         assert torch.equal(make(batch.select(torch.tensor([4, 1]))), together[[4, 1]])
         mask = index < 2**33
         assert torch.equal(make(batch.select(mask)), together[mask])
+
+
+def test_views_that_are_made_together_draw_what_each_draws_alone() -> None:
+    together = draws(5).of_views([2, 0])
+    alone = torch.cat([draws(5, view=view).uniform("x", shape=(3,)) for view in (2, 0)])
+    assert torch.equal(together.uniform("x", shape=(3,)), alone)
+    rows = torch.tensor([9, 1, 0])
+    assert torch.equal(
+        together.select(rows).child("a").uniform("x"), together.child("a").uniform("x")[rows]
+    )
 
 
 def test_high_words_of_the_index_count() -> None:
