@@ -20,6 +20,9 @@ from torch import Tensor
 from dira_core.noise import Noise
 from dira_core.philox import words
 
+_VIEW = 48
+"""The bit from which the number of a view stands, above the index of a sample."""
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:
@@ -29,7 +32,7 @@ class Draws:
     The first numbers of a slot do not depend on how many are drawn.
 
     Attributes:
-        index: (B,) int64, position of each sample in its source; decides the device.
+        index: (B,) int64 below 2**48, position of each sample in its source; decides the device.
         seed: Of the run.
         epoch: Counts passes over the source.
         view: Number of the view, or (B,) int64, one for each sample: those of several views that
@@ -119,9 +122,10 @@ class Draws:
     def _words(self, slot: str, shape: Sequence[int]) -> Tensor:
         """Return (B, *shape) int64 words of 32 bits."""
         size = math.prod(shape)
+        # The 0 stands for a first view: what has no views, as splits, keeps its numbers.
         name = repr((self.seed, self.epoch, 0, self.path, slot)).encode()
         key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
-        found = words(self.index, self.view, -(-size // 4), key)
+        found = words(self.index + (self.view << _VIEW), -(-size // 4), key)
         return found[:, :size].view(self.batch_size, *shape)
 
     def _bound(self, value: float | Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,12 +22,11 @@ _AT_ONCE = 2**13
 """Counters that stay in a processor's cache while they are scrambled."""
 
 
-def words(index: Tensor, view: int | Tensor, blocks: int, key: int) -> Tensor:
-    """Return the random words of samples: counters are (low index, high index, block, view).
+def words(index: Tensor, blocks: int, key: int) -> Tensor:
+    """Return the random words of samples: counters are (low index, high index, block, 0).
 
     Args:
         index: (B,) int64; decides the device.
-        view: Below 2**32, or (B,) int64.
         blocks: Counters of a sample.
         key: 64 bits; the lower word is the first.
 
@@ -36,13 +34,11 @@ def words(index: Tensor, view: int | Tensor, blocks: int, key: int) -> Tensor:
         (B, 4 * blocks) int64, words of 32 bits.
     """
     if index.device.type == "cpu":
-        views = view.numpy() if isinstance(view, Tensor) else np.full(len(index), view)
-        return torch.from_numpy(_words_on_cpu(index.numpy(), views, blocks, key))
-    counter = index.new_empty(4, len(index), blocks)
+        return torch.from_numpy(_words_on_cpu(index.numpy(), blocks, key))
+    counter = index.new_zeros(4, len(index), blocks)
     counter[0] = (index & WORD)[:, None]
     counter[1] = (index >> 32 & WORD)[:, None]
     counter[2] = torch.arange(blocks, device=index.device)
-    counter[3] = view[:, None] if isinstance(view, Tensor) else view
     return philox(counter, key).flatten(1)
 
 
@@ -90,40 +86,39 @@ def _round_columns(key: int) -> list[np.ndarray]:
     return list(np.array(_round_keys(key), np.uint32)[..., None])
 
 
-def _words_on_cpu(index: np.ndarray, view: np.ndarray, blocks: int, key: int) -> np.ndarray:
+def _words_on_cpu(index: np.ndarray, blocks: int, key: int) -> np.ndarray:
     """Return what `words` does: numpy starts an operation in a fraction of torch's time."""
     found = np.empty((len(index), blocks, 4), np.int64)
     rows, step = max(1, _AT_ONCE // max(1, blocks)), max(1, min(blocks, _AT_ONCE))
     keys = _round_columns(key)
     for row in range(0, len(index), rows):
-        some = slice(row, row + rows)
+        samples = index[row : row + rows].astype(np.uint64)
         for block in range(0, blocks, step):
-            numbers = np.arange(block, min(block + step, blocks))
-            place = found[some, block : block + step]
-            scrambled = _scrambled(index[some, None], view[some, None], numbers, keys)
-            place[...] = scrambled.reshape(place.shape)
+            numbers = np.arange(block, min(block + step, blocks), dtype=np.uint64)
+            place = found[row : row + rows, block : block + step]
+            place[...] = _scrambled(samples, numbers, keys).reshape(place.shape)
     return found.reshape(len(index), 4 * blocks)
 
 
-def _scrambled(
-    index: np.ndarray, view: np.ndarray, numbers: np.ndarray, keys: Sequence[np.ndarray]
-) -> np.ndarray:
+def _scrambled(samples: np.ndarray, numbers: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
     """Scramble the counters of some samples and blocks: (samples * blocks, 4) uint32."""
-    even, odd = np.empty((2, 2, len(index), len(numbers)), np.uint32)
-    even[0], odd[0], even[1], odd[1] = index & WORD, index >> 32, numbers, view
+    even, odd = np.zeros((2, 2, len(samples), len(numbers)), np.uint32)
+    even[0], odd[0] = (samples & _MASK)[:, None], (samples >> _HALF)[:, None]
+    even[1] = numbers
     even, odd = even.reshape(2, -1), odd.reshape(2, -1)
     # Words lie in halves of products: while one is written, `odd` is still in the other.
     products = np.empty((2, *even.shape), np.uint64)
     halves = products[:, ::-1].view(np.uint32).reshape(2, *even.shape, 2)
     here, there = zip(products, halves[..., _HIGH], halves[..., 1 - _HIGH], strict=True)
-    for key in keys:
+    for round_key in keys:
         product, high, low = here
         np.multiply(even, _FACTORS, out=product)
         np.bitwise_xor(high, odd, out=even)
-        even ^= key
+        even ^= round_key
         odd, here, there = low, there, here
     return np.stack((even[0], odd[0], even[1], odd[1]), -1)
 
 
 _FACTORS = np.array(_MULTIPLIERS, np.uint64)[:, None]
+_HALF, _MASK = np.uint64(32), np.uint64(WORD)
 _HIGH = int(sys.byteorder == "little")

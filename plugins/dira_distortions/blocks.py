@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress, islice, repeat
 from typing import Literal
 
 import numpy as np
@@ -130,16 +131,10 @@ Place = tuple[slice, ...]
 def places(first: Tensor, side: Tensor) -> list[list[Place]]:
     """Return where the blocks of each image are; blocks with a side of 0 are nowhere."""
     starts, sides = first.numpy(), side.numpy()  # which makes lists in a fraction of torch's time
-    edges = np.stack([starts, starts + sides], -1).tolist()
-    kept: list[list[bool]] = np.all(sides, axis=-1).tolist()
-    return [
-        [
-            (slice(None), *(slice(*pair) for pair in block))
-            for block, k in zip(*both, strict=True)
-            if k
-        ]
-        for both in zip(edges, kept, strict=True)
-    ]
+    edges = np.stack([starts, starts + sides]).reshape(2, -1, starts.shape[-1])
+    along = (map(slice, *both) for both in edges.transpose(2, 0, 1).tolist())
+    blocks = zip(repeat(slice(None)), *along, strict=False)
+    return [list(compress(islice(blocks, len(kept)), kept)) for kept in sides.all(-1).tolist()]
 
 
 def fill_inside(image: np.ndarray, blocks: Sequence[Place], fill: float) -> np.ndarray:

@@ -74,11 +74,9 @@ def test_the_words_of_samples_are_those_of_their_counters(samples: int, blocks: 
     counters = torch.zeros(4, samples, blocks, dtype=torch.int64)
     counters[0], counters[1] = (index % 2**32)[:, None], (index // 2**32)[:, None]
     counters[2] = torch.arange(blocks)
-    for view in (3, torch.arange(samples) % 5):
-        counters[3] = view[:, None] if isinstance(view, Tensor) else view
-        found = words(index, view, blocks, key)
-        assert torch.equal(found, philox(counters.clone(), key).flatten(1))
-        assert found.dtype == torch.int64
+    found = words(index, blocks, key)
+    assert torch.equal(found, philox(counters, key).flatten(1))
+    assert found.dtype == torch.int64
 
 
 def test_uniform_fills_the_unit_interval_evenly() -> None:
