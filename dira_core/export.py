@@ -60,7 +60,7 @@ class Preprocessing:
         found = replace(read_image, pixels=reduce_channels(read_image.pixels, self.channels))
         box = centre_box(found.pixels.shape[1:])
         pixels = torch.empty(1, self.channels, *sides_of(self.size, len(box)))
-        cut(found, box, pixels[0])
+        cut(found, box.tolist(), pixels[0])
         return pixels
 
 

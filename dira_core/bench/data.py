@@ -197,10 +197,9 @@ class Ours:
         changed = np.empty((len(images_of_views), *made[0].shape[1:]), np.float32)
 
         def crop() -> None:
-            for image, of_image, places in zip(
-                images, boxes, zip(*pixels, strict=True), strict=True
-            ):
-                for box, place in zip(of_image, places, strict=True):
+            places = zip(*(view.unbind() for view in pixels), strict=True)
+            for image, edges, of_image in zip(images, boxes.tolist(), places, strict=True):
+                for box, place in zip(edges, of_image, strict=True):
                     cut(image, box, place)
 
         def decide() -> list[Any]:
@@ -225,10 +224,10 @@ class Ours:
 def closeness(ours: Ours) -> float:
     """Return how close crops of a cache are to Pillow's antialiased ones of the same box, in dB."""
     errors = []
-    for index, boxes in zip(ours.indices, ours.boxes(), strict=True):
+    for index, boxes in zip(ours.indices, ours.boxes().tolist(), strict=True):
         image = read_image(ours.source, index)
         for box in boxes:
-            (top, bottom), (left, right) = box.tolist()
+            (top, bottom), (left, right) = box
             whole = Pillow.fromarray(image.pixels[0]).crop((left, top, right, bottom))
             theirs = np.asarray(whole.resize((ours.width, ours.height), Pillow.Resampling.BILINEAR))
             errors.append(float(((crop_level(image, box, ours.size)[0] - theirs) ** 2).mean()))

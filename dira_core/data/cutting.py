@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dira_core.data.crops import centre_box, reduce_channels, soft_tissue
 from dira_core.data.images import Images
-from dira_core.data.pyramid import crop_level, place
+from dira_core.data.pyramid import Box, crop_level, place
 from dira_core.view_options import Lungs, sides_of
 
 if TYPE_CHECKING:
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     from dira_core.types import Image
 
 
-def cut(image: Image, box: Tensor, pixels: Tensor) -> None:
+def cut(image: Image, box: Box, pixels: Tensor) -> None:
     """Write the crop of an image into `pixels`, (C, *S) in [0, 1]; one channel is repeated."""
     size, channels = pixels.shape[1:], len(pixels)
     place(reduce_channels(crop_level(image, box, size), channels), image.window, pixels)
 
 
-def cut_best(image: Image, boxes: Sequence[Tensor], pixels: Tensor, lungs: Lungs | None) -> Tensor:
+def cut_best(image: Image, boxes: Sequence[Box], pixels: Tensor, lungs: Lungs | None) -> int:
     """Cut as `cut` does, at the first place that is mostly air, else at that with most air.
 
     Returns:
-        Where, one of `boxes`; the first one if air is not asked for.
+        Which of `boxes`; the first one if air is not asked for.
     """
     shares: list[float] = []
-    for box in boxes:
+    for number, box in enumerate(boxes):
         cut(image, box, pixels)
         if lungs is None:
-            return box
+            return number
         shares.append(soft_tissue(pixels, lungs.above))
         if shares[-1] <= lungs.most:
-            return box
-    best = boxes[shares.index(min(shares))]
-    cut(image, best, pixels)
+            return number
+    best = shares.index(min(shares))
+    cut(image, boxes[best], pixels)
     return best
 
 
@@ -56,5 +56,5 @@ def whole_images(
     boxes = [centre_box(image.pixels.shape[1:]) for image in images]
     pixels = torch.empty(len(images), channels, *sides_of(size, len(boxes[0])))
     for image, box, place_of in zip(images, boxes, pixels, strict=True):
-        cut(image, box, place_of)
+        cut(image, box.tolist(), place_of)
     return pixels

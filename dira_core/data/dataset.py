@@ -137,10 +137,13 @@ class CropDataset(Dataset[Crops]):
             self._buffers.empty(len(images), self._channels, *sides_of(size, boxes.shape[2]))
             for size in self._sizes
         ]
-        for row, image in enumerate(images):  # all views of it while it is in the cache
-            for number, view in enumerate(pixels):
-                places = [attempt[row, number] for attempt in attempts]
-                boxes[row, number] = cut_best(image, places, view[row], self._lungs)
+        edges = torch.stack(list(attempts), dim=2).tolist()
+        places = zip(*(view.unbind() for view in pixels), strict=True)
+        for row, of_image in enumerate(places):  # all views of it while it is in the cache
+            for number, place in enumerate(of_image):
+                best = cut_best(images[row], edges[row][number], place, self._lungs)
+                if best:
+                    boxes[row, number] = attempts[best][row, number]
         return tuple(pixels)
 
     def _excerpts(
@@ -151,7 +154,7 @@ class CropDataset(Dataset[Crops]):
         windows = [image.window for image in images]
         made = []
         for number, size in enumerate(self._sizes):
-            cuts = zip(images, boxes[:, number], strict=True)
+            cuts = zip(images, boxes[:, number].tolist(), strict=True)
             parts = [reduce_channels(excerpt(i, box, size), self._channels) for i, box in cuts]
             sides = sides_of(size, boxes.shape[2])
             made.append(collected(parts, windows, self._channels, sides))

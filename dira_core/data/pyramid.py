@@ -6,6 +6,9 @@ the box says. Pure functions.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -75,7 +78,11 @@ def on_grid(boxes: Tensor, shapes: Tensor, size: int | Sequence[int], depths: Te
     return torch.stack([first, first + cells], -1) * step[..., None]
 
 
-def crop_level(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarray:
+Box = Sequence[Sequence[int]]
+"""First and last edge along each axis in px."""
+
+
+def crop_level(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
     """Cut a box out of an image and resize it, antialiased; see `excerpt`.
 
     Returns:
@@ -84,28 +91,26 @@ def crop_level(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarr
     return resize(excerpt(image, box, size), size)
 
 
-def excerpt(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarray:
+def excerpt(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
     """Cut a box out of an image, from the level just above the size it will have.
 
     Args:
         image: Its smallest level that is not smaller than the result, and on whose grid the box
             lies, is read.
-        box: First and last edge along each axis in px, (D, 2) int64.
+        box: Where.
         size: Length of every side of the result, or of each.
 
     Returns:
         (C, *S) as stored, not smaller than `size` where the box is not.
     """
-    edges: list[list[int]] = box.tolist()
-    level, pixels = 0, image.pixels
-    for smaller in image.levels:
-        step = 2 << level
-        fits = zip(edges, sides_of(size, len(edges)), strict=True)
-        if any(a % step or b % step or b - a < side * step for (a, b), side in fits):
-            break
-        level, pixels = level + 1, smaller
-    inside = (slice(a >> level, b >> level) for a, b in edges)
-    return pixels[(slice(None), *inside)]
+    fits = zip(box, sides_of(size, len(box)), strict=True)
+    shrinks = min((last - first) // side for (first, last), side in fits)
+    bits = functools.reduce(operator.or_, itertools.chain(*box))
+    level = 0
+    while level < len(image.levels) and shrinks >> level + 1 and not bits >> level & 1:
+        level += 1
+    pixels = image.levels[level - 1] if level else image.pixels
+    return pixels[:, *(slice(first >> level, last >> level) for first, last in box)]
 
 
 def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None:

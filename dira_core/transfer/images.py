@@ -90,7 +90,7 @@ class Task(ABC):
         """Cut images and their truth to boxes (B, D, 2) and resize them."""
         channels, sides = self._prepare.channels, sides_of(self._prepare.size, boxes.shape[1])
         pixels = torch.empty(len(images), channels, *sides)
-        for image, box, place_of in zip(images, boxes, pixels, strict=True):
+        for image, box, place_of in zip(images, boxes.tolist(), pixels, strict=True):
             cut(image, box, place_of)
         return Batch(pixels, *self.truth(indices, boxes))
 

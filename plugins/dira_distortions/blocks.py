@@ -134,7 +134,8 @@ def places(first: Tensor, side: Tensor) -> list[list[Place]]:
     edges = np.stack([starts, starts + sides]).reshape(2, -1, starts.shape[-1])
     along = (map(slice, *both) for both in edges.transpose(2, 0, 1).tolist())
     blocks = zip(repeat(slice(None)), *along, strict=False)
-    return [list(compress(islice(blocks, len(kept)), kept)) for kept in sides.all(-1).tolist()]
+    kept: list[list[bool]] = np.all(sides, axis=-1).tolist()
+    return [list(compress(islice(blocks, len(own)), own)) for own in kept]
 
 
 def fill_inside(image: np.ndarray, blocks: Sequence[Place], fill: float) -> np.ndarray:

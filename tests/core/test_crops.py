@@ -118,7 +118,7 @@ def test_a_sample_is_cropped_alike_in_any_batch() -> None:
 
 
 def crop_resize(pixels: np.ndarray, box: Tensor, size: int | tuple[int, ...]) -> Tensor:
-    return torch.from_numpy(crop_level(Image(pixels, (0.0, 1.0)), box, size))
+    return torch.from_numpy(crop_level(Image(pixels, (0.0, 1.0)), box.tolist(), size))
 
 
 @pytest.mark.parametrize(

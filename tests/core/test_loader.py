@@ -175,7 +175,7 @@ def test_a_batch_equals_a_plain_loop_over_its_samples() -> None:
             shape = torch.tensor([image.pixels.shape[1:]])
             box = crop_boxes(shape, draws, given.views.scale, given.views.ratio)[0]
             low, high = image.window
-            expected = ((crop_level(image, box, 16) - low) / (high - low)).clip(0, 1)
+            expected = ((crop_level(image, box.tolist(), 16) - low) / (high - low)).clip(0, 1)
             assert np.allclose(crops.pixels[view][row], expected, atol=1e-6)
             assert torch.equal(crops.box[row, view], box.float())
     assert crops.pixels[0].dtype == crops.box.dtype == torch.float32
