@@ -76,15 +76,15 @@ def _by_column(matrix: Tensor) -> Tensor:
 
 
 @functools.lru_cache(4096)
-def resizing(side: int, size: int) -> Taps:
-    """Return how `side` pixels become `size` by the triangle filter.
+def resizing(side: int, size: int, mirrored: bool = False) -> Taps:
+    """Return how `side` pixels become `size` by the triangle filter, the last first if mirrored.
 
     A triangle as wide as two pixels of the result, or of the source where those are wider: what
     Pillow and torchvision call bilinear, antialiased.
     """
     scale = side / size
     reach = max(scale, 1.0)
-    centre = (np.arange(size)[:, None] + 0.5) * scale
+    centre = (np.arange(size)[:: -1 if mirrored else 1, None] + 0.5) * scale
     first = np.maximum(np.floor(centre - reach), 0).astype(np.int64)
     line = first + np.arange(math.ceil(2 * reach) + 1)
     weights = np.maximum(0.0, 1.0 - np.abs(line + 0.5 - centre) / reach) * (line < side)

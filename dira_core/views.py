@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from dira_core.draws import Draws, salted
 from dira_core.errors import DataError, RecipeError
 from dira_core.operations import (
     Drawn,
+    Geometry,
     Operation,
     Todo,
     change_images,
@@ -73,7 +73,7 @@ class ViewMaker:
         for recipe, numbers in self._kinds:
             pixels = [self._placed(crops.pixels[number]) for number in numbers]
             boxes = box[:, numbers].transpose(0, 1).flatten(0, 1)
-            made = self._views(recipe, pixels, boxes, draws.of_views(numbers))
+            made = _views(recipe, pixels, boxes, draws.of_views(numbers), self._buffers)
             found_views.update(zip(numbers, made, strict=True))
         label = None if crops.label is None else crops.label.to(self._device)
         return Batch(tuple(found_views[number] for number in sorted(found_views)), index, label)
@@ -89,35 +89,43 @@ class ViewMaker:
             crop = crop.contiguous(memory_format=last)
         return crop
 
-    def _views(
-        self, recipe: Operations, pixels: Sequence[Tensor], box: Tensor, draws: Draws
-    ) -> Iterator[View]:
-        """Yield views that are made alike, from the crops of each."""
-        groups = recipe.drawn(draws)
-        every = [operation for group in groups for operation in group]
-        label = label_of(every, len(box))
-        parts = [*self._distorted(groups, pixels), moved(groups[0], box)]
-        labels = itertools.repeat(None) if label is None else label.chunk(len(pixels))
-        chunks = (part.chunk(len(pixels)) for part in parts)
-        for crop, clean, image, place, own in zip(*chunks, labels, strict=False):
-            yield View(crop, clean, image, place, own)
 
-    def _distorted(
-        self, groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor]
-    ) -> list[Tensor]:
-        """Return crops after geometry, after appearance and after distortions."""
-        plans = _plans(groups, pixels[0])
-        if plans is not None:
-            images = [image for crops in pixels for image in crops.numpy()]
-            results = [self._buffers.like(pixels[0], len(images)) for _ in groups]
-            change_images(images, plans, [result.numpy() for result in results])
-            return results
-        crop, results = pixels[0] if len(pixels) == 1 else torch.cat(list(pixels)), []
+def _views(
+    recipe: Operations, pixels: Sequence[Tensor], box: Tensor, draws: Draws, buffers: Buffers
+) -> Iterator[View]:
+    """Yield views that are made alike, from the crops of each."""
+    groups = recipe.drawn(draws)
+    every = [operation for group in groups for operation in group]
+    label = label_of(every, len(box))
+    boxes = moved(groups[0], box).chunk(len(pixels))
+    labels = [None] * len(pixels) if label is None else label.chunk(len(pixels))
+    images = _distorted(groups, pixels, buffers)
+    for crop, clean, image, place, own in zip(*images, boxes, labels, strict=True):
+        yield View(crop, clean, image, place, own)
+
+
+def _distorted(
+    groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor], buffers: Buffers
+) -> list[Sequence[Tensor]]:
+    """Return the crops of each view after geometry, after appearance and after distortions."""
+    plans = _plans(groups, pixels[0])
+    results: list[Sequence[Tensor]] = []
+    if plans is None:
+        every = pixels[0] if len(pixels) == 1 else torch.cat(list(pixels))
         for group in groups:
             for operation in group:
-                crop = distort_rows(operation, crop)
-            results.append(crop)
+                every = distort_rows(operation, every)
+            results.append(every.chunk(len(pixels)))
         return results
+    images, steps = [image for crops in pixels for image in crops.numpy()], []
+    for group, todo in zip(groups, plans, strict=True):
+        if group:  # otherwise nothing is copied
+            made = buffers.like(pixels[0], len(images))
+            steps.append((todo, made.numpy()))
+            pixels = made.chunk(len(pixels))
+        results.append(pixels)
+    change_images(images, steps)
+    return results
 
 
 def _plans(groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Todo] | None:
@@ -141,10 +149,10 @@ class Operations:
     """
 
     def __init__(self, views: Views, device: torch.device) -> None:
-        self.geometry = [Operation(choice, device) for choice in views.geometry]
+        self.geometry = Geometry(views.geometry, device)
         self.appearance = [Operation(choice, device) for choice in views.appearance]
         self.distort = [Operation(choice, device) for choice in views.distort]
-        every = (*self.geometry, *self.appearance, *self.distort)
+        every = (*self.geometry.operations, *self.appearance, *self.distort)
         labelling = [operation.name for operation in every if operation.labels]
         if len(labelling) > 1:
             raise RecipeError(
@@ -153,9 +161,12 @@ class Operations:
             )
 
     def drawn(self, draws: Draws) -> list[list[Drawn]]:
-        """Pick the images of each operation: of geometry, of appearance, of distortions."""
+        """Pick the images of each operation: of geometry, of appearance, of distortions.
+
+        Geometry that crops were cut by already is left out.
+        """
         return [
-            drawn(self.geometry, draws.child("geometry")),
+            self.geometry.drawn(draws),
             drawn(self.appearance, draws.child("appearance")),
             drawn(self.distort, draws.child("distort")),
         ]

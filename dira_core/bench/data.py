@@ -206,7 +206,7 @@ class Ours:
             return [plan(group, made[0].shape[1:]) for group in operations.drawn(draws)]
 
         def group(number: int) -> None:
-            change_images(images_of_views, decided[number : number + 1], [changed])
+            change_images(images_of_views, [(decided[number], changed)])
 
         decided = decide()
         return {
@@ -215,7 +215,6 @@ class Ours:
             "crop and resize": crop,
             "transfer from a worker": lambda: ForkingPickler.loads(ForkingPickler.dumps(crops)),
             "decide": decide,
-            "geometry": lambda: group(0),
             "appearance": lambda: group(1),
             "distort": lambda: group(2),
         }
@@ -227,8 +226,9 @@ def closeness(ours: Ours) -> float:
     for index, boxes in zip(ours.indices, ours.boxes().tolist(), strict=True):
         image = read_image(ours.source, index)
         for box in boxes:
-            (top, bottom), (left, right) = box
+            (top, bottom), (left, right) = map(sorted, box)
             whole = Pillow.fromarray(image.pixels[0]).crop((left, top, right, bottom))
             theirs = np.asarray(whole.resize((ours.width, ours.height), Pillow.Resampling.BILINEAR))
-            errors.append(float(((crop_level(image, box, ours.size)[0] - theirs) ** 2).mean()))
+            found = crop_level(image, [(top, bottom), (left, right)], ours.size)[0]
+            errors.append(float(((found - theirs) ** 2).mean()))
     return 10 * math.log10(255**2 / (sum(errors) / len(errors)))

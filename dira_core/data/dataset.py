@@ -16,9 +16,10 @@ from dira_core.data.crops import crop_boxes, reduce_channels
 from dira_core.data.cutting import cut_best
 from dira_core.data.excerpts import Excerpts, collected
 from dira_core.data.images import Images
-from dira_core.data.pyramid import excerpt, on_grid
+from dira_core.data.pyramid import directions, excerpt, on_grid
 from dira_core.draws import Draws, salted
 from dira_core.errors import DataError, DiraError, RecipeError
+from dira_core.operations import Geometry
 from dira_core.view_options import sides_of
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ class Crops:
 
     Attributes:
         pixels: One tensor per view, (B, C, *S) float32 in [0, 1], or what becomes it on the device.
-        box: First and last edge of each crop in its source image, (B, V, D, 2) float32, in px.
+        box: First and last edge of each crop in its source image, (B, V, D, 2) float32, in px; an
+            axis along which it is mirrored has them swapped.
         index: Position of each image in its source, (B,) int64.
         label: Visual word of each image, (B,) int64, or None.
         unreadable: Images of this batch that could not be read, and why. The next readable image of
@@ -93,7 +95,10 @@ class CropDataset(Dataset[Crops]):
         self._images = Images(source, views.channels, cache_bytes, loader.max_unreadable)
         self._words = None if source.words is None else torch.as_tensor(source.words).long()
         self._seed = settings.seed
-        self._kinds = views.kinds(n_views)
+        self._kinds = [
+            (each, numbers, Geometry(each.geometry, torch.device("cpu")))
+            for each, numbers in views.kinds(n_views)
+        ]
         self._sizes = [views.of(view).size for view in range(n_views)]
         self._channels = views.channels
         self._lungs = views.lungs
@@ -155,7 +160,8 @@ class CropDataset(Dataset[Crops]):
         made = []
         for number, size in enumerate(self._sizes):
             cuts = zip(images, boxes[:, number].tolist(), strict=True)
-            parts = [reduce_channels(excerpt(i, box, size), self._channels) for i, box in cuts]
+            mirrored = (excerpt(image, box, size)[:, *directions(box)] for image, box in cuts)
+            parts = [reduce_channels(part, self._channels) for part in mirrored]
             sides = sides_of(size, boxes.shape[2])
             made.append(collected(parts, windows, self._channels, sides))
         return tuple(made)
@@ -181,11 +187,12 @@ class CropDataset(Dataset[Crops]):
         shapes, depths = torch.tensor(sizes), torch.tensor([len(image.levels) for image in images])
         seed = salted(self._seed, request.salt)
         path = f"crop {attempt}" if attempt else "crop"
-        draws = Draws(index, seed=seed, epoch=request.epoch, path=path)
+        draws = Draws(index, seed=seed, epoch=request.epoch)
         boxes = torch.empty(len(self._sizes), *shapes.shape, 2, dtype=torch.int64)
-        for views, numbers in self._kinds:
-            each = shapes.repeat(len(numbers), 1)
-            drawn = crop_boxes(each, draws.of_views(numbers), views.scale, views.ratio)
-            moved = on_grid(drawn, each, views.size, depths.repeat(len(numbers)))
+        for views, numbers, geometry in self._kinds:
+            each, own = shapes.repeat(len(numbers), 1), draws.of_views(numbers)
+            drawn = crop_boxes(each, replace(own, path=path), views.scale, views.ratio)
+            cut = on_grid(drawn, each, views.size, depths.repeat(len(numbers)))
+            moved = geometry.moved(cut, replace(own, path="views"))
             boxes[numbers] = moved.view(len(numbers), *shapes.shape, 2)
         return boxes.transpose(0, 1)

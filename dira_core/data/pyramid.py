@@ -79,7 +79,7 @@ def on_grid(boxes: Tensor, shapes: Tensor, size: int | Sequence[int], depths: Te
 
 
 Box = Sequence[Sequence[int]]
-"""First and last edge along each axis in px."""
+"""First and last edge along each axis in px; swapped where it is mirrored."""
 
 
 def crop_level(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
@@ -88,7 +88,14 @@ def crop_level(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
     Returns:
         (C, *size) float32 in the units of the image, of any memory layout.
     """
-    return resize(excerpt(image, box, size), size)
+    pixels = excerpt(image, box, size)
+    sides = zip(pixels.shape[1:], sides_of(size, len(box)), box, strict=True)
+    return filtered(pixels, [resizing(n, m, first > last) for n, m, (first, last) in sides])
+
+
+def directions(box: Box) -> list[slice]:
+    """Return slices that mirror what a box says is mirrored."""
+    return [slice(None, None, -1 if first > last else None) for first, last in box]
 
 
 def excerpt(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
@@ -101,16 +108,16 @@ def excerpt(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
         size: Length of every side of the result, or of each.
 
     Returns:
-        (C, *S) as stored, not smaller than `size` where the box is not.
+        (C, *S) as stored and not mirrored; not smaller than `size` where the box is not.
     """
     fits = zip(box, sides_of(size, len(box)), strict=True)
-    shrinks = min((last - first) // side for (first, last), side in fits)
+    shrinks = min(abs(last - first) // side for (first, last), side in fits)
     bits = functools.reduce(operator.or_, itertools.chain(*box))
     level = 0
     while level < len(image.levels) and shrinks >> level + 1 and not bits >> level & 1:
         level += 1
     pixels = image.levels[level - 1] if level else image.pixels
-    return pixels[:, *(slice(first >> level, last >> level) for first, last in box)]
+    return pixels[:, *(slice(min(edges) >> level, max(edges) >> level) for edges in box)]
 
 
 def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None:
@@ -125,18 +132,3 @@ def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None
     scale = 1 / (high - low) if low != high else 0.0
     np.multiply(crop - low if low else crop, scale, out=pixels.numpy())
     pixels.clamp_(0, 1)
-
-
-def resize(pixels: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
-    """Resize an image by the triangle filter along each axis: antialiased.
-
-    Args:
-        pixels: (C, *S), integers or floats.
-        size: Length of every side of the result, or of each.
-
-    Returns:
-        (C, *size) float32, of any memory layout.
-    """
-    sides = pixels.shape[1:]
-    taps = map(resizing, sides, sides_of(size, len(sides)))
-    return filtered(pixels, list(taps))

@@ -17,10 +17,11 @@ from dira_core.data.crops import crop_boxes
 from dira_core.data.phantom import draw
 from dira_core.data.pyramid import (
     crop_level,
+    directions,
+    excerpt,
     levels,
     on_grid,
     place,
-    resize,
 )
 from dira_core.draws import Draws
 from dira_core.types import Image
@@ -32,6 +33,10 @@ def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     top = np.iinfo(dtype).max
     pixels: np.ndarray = np.random.default_rng(0).integers(0, top, shape, dtype, endpoint=True)
     return pixels
+
+
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    return crop_level(Image(pixels, (0.0, 1.0)), [(0, side) for side in pixels.shape[1:]], size)
 
 
 def with_levels(pixels: np.ndarray) -> Image:
@@ -212,6 +217,17 @@ def test_the_box_of_a_level_shows_the_same_place_as_in_the_image() -> None:
     crop = crop_level(image, [[32, 160], [64, 192]], 32)[0]
     centre = 64 + (np.arange(32) + 0.5) * 4 - 0.5
     assert np.abs(crop - centre)[:, 1:-1].max() <= 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 60, 40), (3, 20, 31), (1, 12, 40, 9)])
+def test_a_box_with_swapped_edges_is_cut_mirrored(shape: tuple[int, ...]) -> None:
+    image, straight = with_levels(noise(*shape)), [[1, side - 2] for side in shape[1:]]
+    crop = crop_level(image, straight, 8)
+    for axis in range(len(straight)):
+        box = [edges[::-1] if at == axis else edges for at, edges in enumerate(straight)]
+        assert np.allclose(crop_level(image, box, 8), np.flip(crop, axis + 1), atol=1e-4)
+        part = excerpt(image, box, 8)[:, *directions(box)]
+        assert np.array_equal(part, np.flip(excerpt(image, straight, 8), axis + 1))
 
 
 def test_a_window_is_mapped_clipped_and_repeated_over_channels() -> None:
