@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from dira_core.components import DistortionOptions as DistortionOptions
     from dira_core.components import Options as Options
     from dira_core.components import Preset as Preset
+    from dira_core.data.cutting import whole_images as whole_images
     from dira_core.data.folder import FileSource as FileSource
     from dira_core.data.labelled import FileMasks as FileMasks
     from dira_core.data.labelled import mask_pixels as mask_pixels
-    from dira_core.data.loader import whole_images as whole_images
     from dira_core.data.manifest import read_csv as read_csv
     from dira_core.distributed import gather_rows as gather_rows
     from dira_core.draws import Draws as Draws
@@ -113,9 +113,9 @@ _PUBLIC = {
     "choices": ["DistortionChoice"],
     "clusters": ["kmeans", "pca_whiten"],
     "components": ["Command", "Component", "DistortionOptions", "Options", "Preset"],
+    "data.cutting": ["whole_images"],
     "data.folder": ["FileSource"],
     "data.labelled": ["FileMasks", "mask_pixels"],
-    "data.loader": ["whole_images"],
     "data.manifest": ["read_csv"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 
 import numpy as np
@@ -18,14 +19,15 @@ class Buffers:
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
 
-    def like(self, tensor: Tensor) -> Tensor:
-        """Return a float32 tensor of the shape and memory layout of another, of any content."""
-        strides = torch.empty_like(tensor, device="meta").stride()
-        return self._take(tensor.numel()).as_strided(tensor.shape, strides)
+    def like(self, images: Tensor, n: int) -> Tensor:
+        """Return n float32 images of any content, of the shape and memory layout of others."""
+        size = images[0].numel()
+        strides = torch.empty_like(images[0], device="meta").stride()
+        return self._take(n * size).as_strided((n, *images.shape[1:]), (size, *strides))
 
     def empty(self, *shape: int) -> Tensor:
         """Return a float32 tensor of any content."""
-        return self.like(torch.empty(shape, device="meta"))
+        return self._take(math.prod(shape)).view(shape)
 
     def _take(self, size: int) -> Tensor:
         for array in self._arrays:

@@ -20,6 +20,9 @@ from torch import Tensor
 from dira_core.noise import Noise, bits_of, keys_of
 from dira_core.philox import words
 
+_VIEW = 48
+"""The bit from which the number of a view stands, above the index of a sample."""
+
 
 @dataclass(frozen=True, eq=False)
 class Draws:
@@ -29,10 +32,11 @@ class Draws:
     The first numbers of a slot do not depend on how many are drawn.
 
     Attributes:
-        index: (B,) int64, position of each sample in its source; decides the device.
+        index: (B,) int64 below 2**48, position of each sample in its source; decides the device.
         seed: Of the run.
         epoch: Counts passes over the source.
-        view: Number of the view.
+        view: Number of the view, or (B,) int64, one for each sample: those of several views that
+            are made at once are the ones that each view has by itself.
         path: Name of the operation, with those that contain it: "distort/0/one-of/2".
     """
 
@@ -40,7 +44,7 @@ class Draws:
     _: KW_ONLY
     seed: int
     epoch: int = 0
-    view: int = 0
+    view: int | Tensor = 0
     path: str = ""
 
     @property
@@ -57,9 +61,15 @@ class Draws:
         """Return the draws of an operation inside this one."""
         return dataclasses.replace(self, path=f"{self.path}/{name}")
 
+    def of_views(self, numbers: Sequence[int]) -> Draws:
+        """Return the draws of several views of these samples: all of one view, then the next."""
+        view = torch.tensor(numbers, device=self.device).repeat_interleave(self.batch_size)
+        return dataclasses.replace(self, index=self.index.repeat(len(numbers)), view=view)
+
     def select(self, rows: Tensor) -> Draws:
         """Return the draws of some samples; `rows` is (B,) bool, or int64 places in the batch."""
-        return dataclasses.replace(self, index=self.index[rows])
+        view = self.view[rows] if isinstance(self.view, Tensor) else self.view
+        return dataclasses.replace(self, index=self.index[rows], view=view)
 
     def uniform(
         self,
@@ -107,22 +117,29 @@ class Draws:
 
     def noise(self, slot: str, shape: Sequence[int]) -> Noise:
         """Return cheap uniform noise of a shape, for the pixels of images; see `Noise`."""
-        return Noise(keys_of(self.index, self._key(slot)), tuple(shape))
+        return Noise(keys_of(self._samples(), self._key(slot)), tuple(shape))
 
     def bits(self, slot: str, n: int) -> Tensor:
         """Return (B, n) int64 of 64 random bits, in a fraction of the time of the others."""
-        return bits_of(keys_of(self.index, self._key(slot)), n)
+        return bits_of(keys_of(self._samples(), self._key(slot)), n)
 
     def _words(self, slot: str, shape: Sequence[int]) -> Tensor:
         """Return (B, *shape) int64 words of 32 bits."""
         size = math.prod(shape)
-        found = words(self.index, -(-size // 4), self._key(slot))
+        found = words(self._samples(), -(-size // 4), self._key(slot))
         return found[:, :size].view(self.batch_size, *shape)
 
     def _key(self, slot: str) -> int:
-        """Return 64 bits that are those of a slot alone."""
-        name = repr((self.seed, self.epoch, self.view, self.path, slot)).encode()
+        """Return 64 bits that are those of a slot alone.
+
+        The 0 stands for a first view: what has no views, as splits, keeps its numbers.
+        """
+        name = repr((self.seed, self.epoch, 0, self.path, slot)).encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
+
+    def _samples(self) -> Tensor:
+        """Return a number for each view of each sample, (B,) int64."""
+        return self.index + (self.view << _VIEW)
 
     def _bound(self, value: float | Tensor) -> Tensor:
         """Return a bound as a float32 tensor, made on the device without a copy to it."""
@@ -136,6 +153,11 @@ def _between(low: float, high: float, unit: Tensor) -> Tensor:
     first, last = np.float32(low), np.float32(high)
     highest = np.nextafter(last, first)
     return unit.mul_(float(last - first)).add_(float(first)).clamp_(max=float(highest))
+
+
+def salted(seed: int, salt: int) -> int:
+    """Return a seed of its own for every salt; salt 0 keeps the recipe's."""
+    return seed + (salt << 32)
 
 
 def shuffled(n: int, *, seed: int, epoch: int) -> Tensor:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 
-from dira_core.data.loader import Crops, Loader, whole_images
+from dira_core.data.cutting import whole_images
+from dira_core.data.dataset import Crops
+from dira_core.data.loader import Loader
 from dira_core.distributed import gather_rows, rank, world_size
 from dira_core.health import restoration_report
 from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split

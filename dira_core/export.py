@@ -15,7 +15,7 @@ from dira_core.build import axes
 from dira_core.components import Choice, Kind
 from dira_core.data import Window
 from dira_core.data.crops import centre_box, reduce_channels
-from dira_core.data.loader import cut
+from dira_core.data.cutting import cut
 from dira_core.data.readers import read
 from dira_core.errors import CheckpointError
 from dira_core.plugins import installed, make
@@ -60,7 +60,7 @@ class Preprocessing:
         found = replace(read_image, pixels=reduce_channels(read_image.pixels, self.channels))
         box = centre_box(found.pixels.shape[1:])
         pixels = torch.empty(1, self.channels, *sides_of(self.size, len(box)))
-        cut(found, box, pixels[0])
+        cut(found, box.tolist(), pixels[0])
         return pixels
 
 

@@ -41,50 +41,50 @@ def filtered(image: np.ndarray, taps: Sequence[Taps]) -> np.ndarray:
     Returns:
         (C, *n) float32, in memory of its own.
     """
-    turned = np.moveaxis(image, 0, -1)
-    for along in taps:  # the axis at the front; then the next one comes there
-        rest = turned.shape[1:]
+    one = len(image) == 1
+    turned = _rows(image[0] if one else image.transpose(*range(1, image.ndim), 0))
+    for side, along in zip(image.shape[1:], taps, strict=True):  # the next axis is at the front
         sums = torch.embedding_bag(
-            torch.from_numpy(_lines(turned)),
+            turned.view(side, -1),
             along.lines,
             along.starts,
             mode=0,
             per_sample_weights=along.weights,
         )[0]
-        turned = _transposed(sums).numpy().reshape(*rest, len(sums))
-    return turned
+        turned = _by_column(sums)
+    return turned.view(len(image), *[len(along.starts) for along in taps]).numpy()
 
 
-def _lines(image: np.ndarray) -> np.ndarray:
-    """Return (n, *rest) as n lines of float32, copied unless they are that already."""
+def _rows(image: np.ndarray) -> Tensor:
+    """Return an image in rows of float32, copied unless it is that already."""
     if image.dtype == np.float32 and image.flags.carray:  # torch takes none that is read-only
-        return image.reshape(len(image), -1)
-    lines = np.empty((len(image), math.prod(image.shape[1:])), np.float32)
-    lines.reshape(image.shape)[...] = image
-    return lines
+        return torch.from_numpy(image)
+    rows = np.empty(image.shape, np.float32)
+    rows[...] = image
+    return torch.from_numpy(rows)
 
 
-def _transposed(matrix: Tensor) -> Tensor:
-    """Return the transpose of a matrix, (n, m) -> (m, n), in memory of its own.
+def _by_column(matrix: Tensor) -> Tensor:
+    """Return the numbers of a matrix column by column, (n, m) -> (1, n * m, 1, 1).
 
     ShuffleNet's shuffle is just that, in small square tiles: as fast as a plain copy, where
     `matrix.T.contiguous()` takes three times as long.
     """
     n, m = matrix.shape
     pixel = matrix.as_strided((1, n * m, 1, 1), (n * m, 1, n * m, n * m))
-    return F.channel_shuffle(pixel, n).view(m, n)
+    return F.channel_shuffle(pixel, n)
 
 
 @functools.lru_cache(4096)
-def resizing(side: int, size: int) -> Taps:
-    """Return how `side` pixels become `size` by the triangle filter.
+def resizing(side: int, size: int, mirrored: bool = False) -> Taps:
+    """Return how `side` pixels become `size` by the triangle filter, the last first if mirrored.
 
     A triangle as wide as two pixels of the result, or of the source where those are wider: what
     Pillow and torchvision call bilinear, antialiased.
     """
     scale = side / size
     reach = max(scale, 1.0)
-    centre = (np.arange(size)[:, None] + 0.5) * scale
+    centre = (np.arange(size)[:: -1 if mirrored else 1, None] + 0.5) * scale
     first = np.maximum(np.floor(centre - reach), 0).astype(np.int64)
     line = first + np.arange(math.ceil(2 * reach) + 1)
     weights = np.maximum(0.0, 1.0 - np.abs(line + 0.5 - centre) / reach) * (line < side)
@@ -124,8 +124,9 @@ def blurring(extent: int, half: tuple[float, ...]) -> Taps:
             not repeated.
     """
     lines, starts = _mirrored(extent, len(half) - 1)
-    kernel = np.array([*half[:0:-1], *half], np.float32)
-    return Taps(lines, starts, torch.from_numpy(np.tile(kernel, extent)))
+    weights = np.empty((extent, 2 * len(half) - 1), np.float32)
+    weights[:] = [*half[:0:-1], *half]
+    return Taps(lines, starts, torch.from_numpy(weights.ravel()))
 
 
 @functools.lru_cache(256)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dira_core.data.loader import whole_images
+from dira_core.data.cutting import whole_images
 from dira_core.draws import Draws
 from dira_core.roles import Backbone, Source, pool
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -76,10 +77,32 @@ class Drawn(NamedTuple):
     labels: bool = False
 
 
-def drawn(operations: Sequence[Operation], draws: Draws) -> list[Drawn]:
-    """Pick the images that each operation is applied to."""
+class Geometry:
+    """The geometry of a view: operations that only move boxes, which crops are cut by, then others.
+
+    Args:
+        choices: The operations, in their order.
+        device: Where images are changed.
+    """
+
+    def __init__(self, choices: Sequence[Choice], device: torch.device) -> None:
+        self.operations = [Operation(choice, device) for choice in choices]
+        by_box = (operation.distortion.by_box for operation in self.operations)
+        self._cut = sum(itertools.takewhile(bool, by_box))
+
+    def moved(self, box: Tensor, draws: Draws) -> Tensor:
+        """Return the boxes that crops are cut by, (B, D, 2); mirrored axes have swapped edges."""
+        return moved(drawn(self.operations[: self._cut], draws.child("geometry")), box)
+
+    def drawn(self, draws: Draws) -> list[Drawn]:
+        """Pick the images that each of the other operations is applied to."""
+        return drawn(self.operations[self._cut :], draws.child("geometry"), self._cut)
+
+
+def drawn(operations: Sequence[Operation], draws: Draws, first: int = 0) -> list[Drawn]:
+    """Pick the images that each operation is applied to; `first` is the number of the first."""
     found = []
-    for number, operation in enumerate(operations):
+    for number, operation in enumerate(operations, start=first):
         own = draws.child(str(number))
         rows = picked(own, operation.p)
         found.append(Drawn(operation.distortion, rows, own.select(rows), operation.labels))
@@ -126,17 +149,17 @@ def plan(group: Sequence[Drawn], shape: Sequence[int]) -> Todo | None:
     return todo
 
 
-def change_images(images: np.ndarray, plans: Sequence[Todo], results: Sequence[np.ndarray]) -> None:
+def change_images(images: Iterable[np.ndarray], steps: Sequence[tuple[Todo, np.ndarray]]) -> None:
     """Take images through plans, one image after the other: it stays in the processor's cache.
 
     Args:
-        images: (B, C, *S).
-        plans: One after the other, each from what the one before left.
-        results: Where what each plan leaves is written, (B, C, *S).
+        images: B of them, (C, *S) each.
+        steps: Plans, each from what the one before left, and where what it leaves is written,
+            (B, C, *S).
     """
     for row, image in enumerate(images):
-        for todo, result in zip(plans, results, strict=True):
-            place = result[row]
+        for todo, results in steps:
+            place = results[row]
             place[...] = image
             image = place
             for change in todo.get(row, ()):

@@ -81,9 +81,9 @@ def _round_keys(key: int) -> list[tuple[int, int]]:
 
 
 @functools.lru_cache(1024)
-def _round_columns(key: int) -> np.ndarray:
-    """Return the key words of each round, (rounds, 2, 1); an epoch asks with the same keys."""
-    return np.array(_round_keys(key), np.uint32)[..., None]
+def _round_columns(key: int) -> list[np.ndarray]:
+    """Return the key words of each round, (2, 1); an epoch asks with the same keys."""
+    return list(np.array(_round_keys(key), np.uint32)[..., None])
 
 
 def _words_on_cpu(index: np.ndarray, blocks: int, key: int) -> np.ndarray:
@@ -100,20 +100,22 @@ def _words_on_cpu(index: np.ndarray, blocks: int, key: int) -> np.ndarray:
     return found.reshape(len(index), 4 * blocks)
 
 
-def _scrambled(samples: np.ndarray, numbers: np.ndarray, keys: np.ndarray) -> np.ndarray:
+def _scrambled(samples: np.ndarray, numbers: np.ndarray, keys: list[np.ndarray]) -> np.ndarray:
     """Scramble the counters of some samples and blocks: (samples * blocks, 4) uint32."""
-    counter = np.zeros((4, len(samples), len(numbers)), np.uint32)
-    counter[0], counter[1] = (samples & _MASK)[:, None], (samples >> _HALF)[:, None]
-    counter[2] = numbers
-    even, odd = counter[::2].reshape(2, -1), counter[1::2].reshape(2, -1)
+    even, odd = np.zeros((2, 2, len(samples), len(numbers)), np.uint32)
+    even[0], odd[0] = (samples & _MASK)[:, None], (samples >> _HALF)[:, None]
+    even[1] = numbers
+    even, odd = even.reshape(2, -1), odd.reshape(2, -1)
     # Words lie in halves of products: while one is written, `odd` is still in the other.
     products = np.empty((2, *even.shape), np.uint64)
     halves = products[:, ::-1].view(np.uint32).reshape(2, *even.shape, 2)
-    for number, round_key in enumerate(keys):
-        np.multiply(even, _FACTORS, out=products[number % 2])
-        np.bitwise_xor(halves[number % 2, ..., _HIGH], odd, out=even)
+    here, there = zip(products, halves[..., _HIGH], halves[..., 1 - _HIGH], strict=True)
+    for round_key in keys:
+        product, high, low = here
+        np.multiply(even, _FACTORS, out=product)
+        np.bitwise_xor(high, odd, out=even)
         even ^= round_key
-        odd = halves[number % 2, ..., 1 - _HIGH]
+        odd, here, there = low, there, here
     return np.stack((even[0], odd[0], even[1], odd[1]), -1)
 
 

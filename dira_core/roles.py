@@ -197,7 +197,13 @@ class Distortion(nn.Module, ABC):
     The engine applies it to the images that the options' `p` picks, by the slot "p" of its draws;
     use other slots. The same `draws` give the same decisions, so `box` and `label` can say
     afterwards what `forward` did.
+
+    Attributes:
+        by_box: Whether `box` says all that it does, as of a flip. At the front of `views.geometry`
+            it costs nothing: crops are cut that way, in the workers.
     """
+
+    by_box: bool = False
 
     @abstractmethod
     def forward(self, images: Tensor, draws: Draws) -> Tensor:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from dira_core import digests
 from dira_core.data.cache import CacheSource
 from dira_core.data.folder import FileSource
-from dira_core.data.loader import read_image
+from dira_core.data.images import read_image
 from dira_core.data.pieces import stored
 from dira_core.errors import CheckpointError, DataError
 from dira_core.roles import Source

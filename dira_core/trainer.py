@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dira_core.data.loader import Crops, Making
+from dira_core.data.dataset import Crops, Making
 from dira_core.distributed import average, gather_rows, gathered, highest, world_size
 from dira_core.health import gradient_report, restoration_report
 from dira_core.metrics import embedding_stats

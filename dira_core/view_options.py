@@ -121,6 +121,19 @@ class Views(Options):
             view -= override.repeat
         return self
 
+    def kinds(self, n_views: int) -> list[tuple[Views, list[int]]]:
+        """Return the ways in which views are made, and the numbers of those made in each."""
+        found: list[tuple[Views, list[int]]] = []
+        for number in range(n_views):
+            way = self.of(number)
+            for other, numbers in found:
+                if other == way:
+                    numbers.append(number)
+                    break
+            else:
+                found.append((way, [number]))
+        return found
+
     def _scaled(self, part: float) -> Size:
         if isinstance(self.size, int):
             return max(SMALLEST_SIDE, round(self.size * part))

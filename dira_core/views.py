@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from dira_core.buffers import Buffers
+from dira_core.data.dataset import Crops
 from dira_core.data.excerpts import Excerpts
-from dira_core.data.loader import Crops
-from dira_core.draws import Draws
+from dira_core.draws import Draws, salted
 from dira_core.errors import DataError, RecipeError
 from dira_core.operations import (
     Drawn,
+    Geometry,
     Operation,
     Todo,
     change_images,
@@ -48,7 +48,9 @@ class ViewMaker:
         self._seed = settings.seed
         self._device = device
         self._channels_last = settings.train.channels_last
-        self._recipes = [Operations(settings.views.of(view), device) for view in range(n_views)]
+        self._kinds = [
+            (Operations(views, device), numbers) for views, numbers in settings.views.kinds(n_views)
+        ]
         self._buffers = Buffers()
 
     def __call__(self, crops: Crops, epoch: int, salt: int) -> Batch:
@@ -65,18 +67,19 @@ class ViewMaker:
                 f"choose another --backbone (`dira plugins` shows the axes of each){stack}"
             )
         index = crops.index.to(self._device, non_blocking=True)
-        draws = Draws(index, seed=self._seed + (salt << 32), epoch=epoch, path="views")
+        draws = Draws(index, seed=salted(self._seed, salt), epoch=epoch, path="views")
         box = crops.box.to(self._device, non_blocking=True)
-        views = [
-            self._view(recipe, pixels, box[:, number], replace(draws, view=number))
-            for number, (recipe, pixels) in enumerate(zip(self._recipes, crops.pixels, strict=True))
-        ]
+        found_views: dict[int, View] = {}
+        for recipe, numbers in self._kinds:
+            pixels = [self._placed(crops.pixels[number]) for number in numbers]
+            boxes = box[:, numbers].transpose(0, 1).flatten(0, 1)
+            made = _views(recipe, pixels, boxes, draws.of_views(numbers), self._buffers)
+            found_views.update(zip(numbers, made, strict=True))
         label = None if crops.label is None else crops.label.to(self._device)
-        return Batch(tuple(views), index, label)
+        return Batch(tuple(found_views[number] for number in sorted(found_views)), index, label)
 
-    def _view(
-        self, recipe: Operations, pixels: Tensor | Excerpts, box: Tensor, draws: Draws
-    ) -> View:
+    def _placed(self, pixels: Tensor | Excerpts) -> Tensor:
+        """Return the crops of a view on the device, in the memory layout of the training."""
         if isinstance(pixels, Excerpts):
             crop = pixels.on(self._device)
         else:
@@ -84,27 +87,45 @@ class ViewMaker:
         if self._channels_last:
             last = torch.channels_last if crop.dim() == 4 else torch.channels_last_3d
             crop = crop.contiguous(memory_format=last)
-        groups = recipe.drawn(draws)
-        every = [operation for group in groups for operation in group]
-        crop, clean, image = self._distorted(groups, crop)
-        return View(crop, clean, image, moved(groups[0], box), label_of(every, len(crop)))
+        return crop
 
-    def _distorted(self, groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Tensor]:
-        """Return crops after geometry, after appearance and after distortions."""
-        plans, images, results = _plans(groups, crop), crop, []
-        if plans is None:
-            for group in groups:
-                for operation in group:
-                    crop = distort_rows(operation, crop)
-                results.append(crop)
-            return results
+
+def _views(
+    recipe: Operations, pixels: Sequence[Tensor], box: Tensor, draws: Draws, buffers: Buffers
+) -> Iterator[View]:
+    """Yield views that are made alike, from the crops of each."""
+    groups = recipe.drawn(draws)
+    every = [operation for group in groups for operation in group]
+    label = label_of(every, len(box))
+    boxes = moved(groups[0], box).chunk(len(pixels))
+    labels = [None] * len(pixels) if label is None else label.chunk(len(pixels))
+    images = _distorted(groups, pixels, buffers)
+    for crop, clean, image, place, own in zip(*images, boxes, labels, strict=True):
+        yield View(crop, clean, image, place, own)
+
+
+def _distorted(
+    groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor], buffers: Buffers
+) -> list[Sequence[Tensor]]:
+    """Return the crops of each view after geometry, after appearance and after distortions."""
+    plans = _plans(groups, pixels[0])
+    results: list[Sequence[Tensor]] = []
+    if plans is None:
+        every = pixels[0] if len(pixels) == 1 else torch.cat(list(pixels))
         for group in groups:
-            crop = self._buffers.like(crop) if group else crop  # what nothing is done to is shared
-            results.append(crop)
-        written = [result.numpy() for result, group in zip(results, groups, strict=True) if group]
-        todo = [each for each, group in zip(plans, groups, strict=True) if group]
-        change_images(images.numpy(), todo, written)
+            for operation in group:
+                every = distort_rows(operation, every)
+            results.append(every.chunk(len(pixels)))
         return results
+    images, steps = [image for crops in pixels for image in crops.numpy()], []
+    for group, todo in zip(groups, plans, strict=True):
+        if group:  # otherwise nothing is copied
+            made = buffers.like(pixels[0], len(images))
+            steps.append((todo, made.numpy()))
+            pixels = made.chunk(len(pixels))
+        results.append(pixels)
+    change_images(images, steps)
+    return results
 
 
 def _plans(groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Todo] | None:
@@ -128,10 +149,10 @@ class Operations:
     """
 
     def __init__(self, views: Views, device: torch.device) -> None:
-        self.geometry = [Operation(choice, device) for choice in views.geometry]
+        self.geometry = Geometry(views.geometry, device)
         self.appearance = [Operation(choice, device) for choice in views.appearance]
         self.distort = [Operation(choice, device) for choice in views.distort]
-        every = (*self.geometry, *self.appearance, *self.distort)
+        every = (*self.geometry.operations, *self.appearance, *self.distort)
         labelling = [operation.name for operation in every if operation.labels]
         if len(labelling) > 1:
             raise RecipeError(
@@ -140,9 +161,12 @@ class Operations:
             )
 
     def drawn(self, draws: Draws) -> list[list[Drawn]]:
-        """Pick the images of each operation: of geometry, of appearance, of distortions."""
+        """Pick the images of each operation: of geometry, of appearance, of distortions.
+
+        Geometry that crops were cut by already is left out.
+        """
         return [
-            drawn(self.geometry, draws.child("geometry")),
+            self.geometry.drawn(draws),
             drawn(self.appearance, draws.child("appearance")),
             drawn(self.distort, draws.child("distort")),
         ]

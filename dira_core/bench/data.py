@@ -19,8 +19,10 @@ from torch import Tensor
 from dira_core.bench.public import PublicPipeline
 from dira_core.bench.timing import Arm, Cores, Timing, alternate, ratio
 from dira_core.data.caching import build
+from dira_core.data.cutting import cut
+from dira_core.data.dataset import CropDataset, Request
 from dira_core.data.folder import FolderSource
-from dira_core.data.loader import CropDataset, Request, cut, read_image
+from dira_core.data.images import read_image
 from dira_core.data.phantom import draw
 from dira_core.data.pyramid import crop_level
 from dira_core.draws import Draws
@@ -190,23 +192,21 @@ class Ours:
         made = [view for view in crops.pixels if isinstance(view, Tensor)]
         pixels = [view.clone() for view in made]
         operations = Operations(self._settings.views, torch.device("cpu"))
-        draws = Draws(crops.index, seed=0, path="views")
+        draws = Draws(crops.index, seed=0, path="views").of_views(range(VIEWS))
+        images_of_views = [image for view in made for image in view.numpy()]
+        changed = np.empty((len(images_of_views), *made[0].shape[1:]), np.float32)
 
         def crop() -> None:
-            for image, of_image, places in zip(
-                images, boxes, zip(*pixels, strict=True), strict=True
-            ):
-                for box, place in zip(of_image, places, strict=True):
+            places = zip(*(view.unbind() for view in pixels), strict=True)
+            for image, edges, of_image in zip(images, boxes.tolist(), places, strict=True):
+                for box, place in zip(edges, of_image, strict=True):
                     cut(image, box, place)
 
         def decide() -> list[Any]:
-            shape = made[0].shape[1:]
-            every = [operations.drawn(draws) for _ in range(VIEWS)]
-            return [[plan(group, shape) for group in groups] for groups in every]
+            return [plan(group, made[0].shape[1:]) for group in operations.drawn(draws)]
 
         def group(number: int) -> None:
-            for view, plans in zip(made, decided, strict=True):
-                change_images(view.numpy(), plans[number : number + 1], [pixels[0].numpy()])
+            change_images(images_of_views, [(decided[number], changed)])
 
         decided = decide()
         return {
@@ -215,7 +215,6 @@ class Ours:
             "crop and resize": crop,
             "transfer from a worker": lambda: ForkingPickler.loads(ForkingPickler.dumps(crops)),
             "decide": decide,
-            "geometry": lambda: group(0),
             "appearance": lambda: group(1),
             "distort": lambda: group(2),
         }
@@ -224,11 +223,12 @@ class Ours:
 def closeness(ours: Ours) -> float:
     """Return how close crops of a cache are to Pillow's antialiased ones of the same box, in dB."""
     errors = []
-    for index, boxes in zip(ours.indices, ours.boxes(), strict=True):
+    for index, boxes in zip(ours.indices, ours.boxes().tolist(), strict=True):
         image = read_image(ours.source, index)
         for box in boxes:
-            (top, bottom), (left, right) = box.tolist()
+            (top, bottom), (left, right) = map(sorted, box)
             whole = Pillow.fromarray(image.pixels[0]).crop((left, top, right, bottom))
             theirs = np.asarray(whole.resize((ours.width, ours.height), Pillow.Resampling.BILINEAR))
-            errors.append(float(((crop_level(image, box, ours.size)[0] - theirs) ** 2).mean()))
+            found = crop_level(image, [(top, bottom), (left, right)], ours.size)[0]
+            errors.append(float(((found - theirs) ** 2).mean()))
     return 10 * math.log10(255**2 / (sum(errors) / len(errors)))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dira_core.data.loader import Making
+from dira_core.data.dataset import Making
 from dira_core.optim import build_optimizer
 from dira_core.optimizer_options import Optimizer
 from dira_core.parallel import Alone

@@ -11,7 +11,7 @@ import torch
 from dira_core.bench.timing import Arm, Cores, alternate, ratio
 from dira_core.build import build_source, build_trio
 from dira_core.checkpoint import Checkpoints
-from dira_core.data.loader import Crops
+from dira_core.data.dataset import Crops
 from dira_core.game import Game
 from dira_core.recipe import Recipe
 from dira_core.resume import capture

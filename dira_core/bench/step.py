@@ -16,7 +16,7 @@ from dira_core.bench.null import null_step
 from dira_core.bench.timing import Cores, alternate, ratio
 from dira_core.bench.whole import WholeRun
 from dira_core.build import build_source, build_trio
-from dira_core.data.loader import Crops
+from dira_core.data.dataset import Crops
 from dira_core.game import Game
 from dira_core.recipe import Recipe, to_toml
 from dira_core.trainer import Trainer

@@ -19,7 +19,7 @@ from dira_core.data import cacheindex
 from dira_core.data.building import PLAN, begin, owned, write_parts
 from dira_core.data.cache import CacheSource
 from dira_core.data.cacheindex import Index, piece_name, values
-from dira_core.data.loader import read_image
+from dira_core.data.images import read_image
 from dira_core.data.manifest import ManifestSource
 from dira_core.data.pieces import Pieces, part_of, piece_of, read_piece, stored
 from dira_core.errors import DataError, ResourceError

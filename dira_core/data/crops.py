@@ -1,4 +1,4 @@
-"""Where random crops lie, and how they become images of the views' size: pure functions."""
+"""Where random crops lie, and what of them is looked at: pure functions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-
-from dira_core.filters import filtered, resizing
-from dira_core.view_options import sides_of
 
 if TYPE_CHECKING:
     from dira_core.draws import Draws
@@ -70,36 +66,6 @@ def centre_box(shape: Sequence[int]) -> Tensor:
     sizes = [*shape[:-2], side, side]
     starts = [(full - size) // 2 for full, size in zip(shape, sizes, strict=True)]
     return torch.tensor([[start, start + size] for start, size in zip(starts, sizes, strict=True)])
-
-
-def crop_resize(pixels: np.ndarray, box: Tensor, size: int | Sequence[int]) -> Tensor:
-    """Cut a box out of an image and resize it, as torchvision's `resized_crop` does.
-
-    Volumes are treated alike, axis by axis.
-
-    Args:
-        pixels: (C, *S), integers or floats; never written to.
-        box: First and last edge along each axis of S in px, (D, 2) int64.
-        size: Length of every side of the result, or the length of each.
-
-    Returns:
-        (C, *size) float32 in the units of `pixels`; linear, antialiased where it shrinks.
-    """
-    inside = tuple(slice(first, last) for first, last in box.tolist())
-    piece, sides = pixels[(slice(None), *inside)], sides_of(size, len(inside))
-    if len(sides) == 3:
-        taps = map(resizing, piece.shape[1:], sides)
-        return torch.from_numpy(filtered(piece, list(taps)))
-    whole = torch.from_numpy(piece.astype(np.float32))[None]
-    return F.interpolate(whole, sides, mode="bilinear", antialias=True)[0]
-
-
-def normalise(pixels: Tensor, window: tuple[float, float]) -> Tensor:
-    """Map a window to [0, 1] and clip: (x - low) / (high - low); a window without width gives 0."""
-    low, high = window
-    if low == high:
-        return torch.zeros_like(pixels)
-    return ((pixels - low) / (high - low)).clamp_(0, 1)
 
 
 def soft_tissue(crop: Tensor, above: float) -> float:

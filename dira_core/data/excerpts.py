@@ -34,7 +34,7 @@ class Excerpts:
         return replace(self, pixels=self.pixels.pin_memory())
 
     def on(self, device: torch.device) -> Tensor:
-        """Return crops (B, C, *size) in float32 in [0, 1], resized as `crop_resize` does."""
+        """Return crops (B, C, *size) in float32 in [0, 1], resized as `crop_level` does."""
         crops = self.pixels.to(device, non_blocking=True).float()
         for axis, side in enumerate(self.size):
             longest = crops.shape[axis + 2]

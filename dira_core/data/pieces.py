@@ -12,7 +12,7 @@ import numpy as np
 from dira_core.data.building import Parts, appearing
 from dira_core.data.cacheindex import ENTRY, TYPES, Entry, Index, piece_name, values
 from dira_core.data.crops import reduce_channels
-from dira_core.data.loader import read_image
+from dira_core.data.images import read_image
 from dira_core.data.pyramid import levels
 from dira_core.errors import DataError
 from dira_core.files import write_atomic

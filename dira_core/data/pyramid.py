@@ -6,6 +6,9 @@ the box says. Pure functions.
 
 from __future__ import annotations
 
+import functools
+import itertools
+import operator
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -75,37 +78,46 @@ def on_grid(boxes: Tensor, shapes: Tensor, size: int | Sequence[int], depths: Te
     return torch.stack([first, first + cells], -1) * step[..., None]
 
 
-def crop_level(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarray:
-    """Cut a box out of an image with levels and resize it, antialiased; see `excerpt`.
+Box = Sequence[Sequence[int]]
+"""First and last edge along each axis in px; swapped where it is mirrored."""
+
+
+def crop_level(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
+    """Cut a box out of an image and resize it, antialiased; see `excerpt`.
 
     Returns:
         (C, *size) float32 in the units of the image, of any memory layout.
     """
-    return resize(excerpt(image, box, size), size)
+    pixels = excerpt(image, box, size)
+    sides = zip(pixels.shape[1:], sides_of(size, len(box)), box, strict=True)
+    return filtered(pixels, [resizing(n, m, first > last) for n, m, (first, last) in sides])
 
 
-def excerpt(image: Image, box: Tensor, size: int | Sequence[int]) -> np.ndarray:
+def directions(box: Box) -> list[slice]:
+    """Return slices that mirror what a box says is mirrored."""
+    return [slice(None, None, -1 if first > last else None) for first, last in box]
+
+
+def excerpt(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
     """Cut a box out of an image, from the level just above the size it will have.
 
     Args:
         image: Its smallest level that is not smaller than the result, and on whose grid the box
             lies, is read.
-        box: First and last edge along each axis in px, (D, 2) int64.
+        box: Where.
         size: Length of every side of the result, or of each.
 
     Returns:
-        (C, *S) as stored, not smaller than `size` where the box is not.
+        (C, *S) as stored and not mirrored; not smaller than `size` where the box is not.
     """
-    edges: list[list[int]] = box.tolist()
-    level, pixels = 0, image.pixels
-    for smaller in image.levels:
-        step = 2 << level
-        fits = zip(edges, sides_of(size, len(edges)), strict=True)
-        if any(a % step or b % step or b - a < side * step for (a, b), side in fits):
-            break
-        level, pixels = level + 1, smaller
-    inside = (slice(a >> level, b >> level) for a, b in edges)
-    return pixels[(slice(None), *inside)]
+    fits = zip(box, sides_of(size, len(box)), strict=True)
+    shrinks = min(abs(last - first) // side for (first, last), side in fits)
+    bits = functools.reduce(operator.or_, itertools.chain(*box))
+    level = 0
+    while level < len(image.levels) and shrinks >> level + 1 and not bits >> level & 1:
+        level += 1
+    pixels = image.levels[level - 1] if level else image.pixels
+    return pixels[:, *(slice(min(edges) >> level, max(edges) >> level) for edges in box)]
 
 
 def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None:
@@ -118,22 +130,5 @@ def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None
     """
     low, high = window
     scale = 1 / (high - low) if low != high else 0.0
-    np.multiply(crop, scale, out=pixels.numpy())
-    if low:
-        pixels -= low * scale
+    np.multiply(crop - low if low else crop, scale, out=pixels.numpy())
     pixels.clamp_(0, 1)
-
-
-def resize(pixels: np.ndarray, size: int | Sequence[int]) -> np.ndarray:
-    """Resize an image by the triangle filter along each axis: antialiased.
-
-    Args:
-        pixels: (C, *S), integers or floats.
-        size: Length of every side of the result, or of each.
-
-    Returns:
-        (C, *size) float32, of any memory layout.
-    """
-    sides = pixels.shape[1:]
-    taps = map(resizing, sides, sides_of(size, len(sides)))
-    return filtered(pixels, list(taps))

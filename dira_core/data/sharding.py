@@ -16,7 +16,7 @@ from PIL import Image as Pillow
 from dira_core.data.building import PLAN, Parts, appearing, begin, owned, write_parts
 from dira_core.data.folder import FileSource
 from dira_core.data.formats import HEAD, sniff
-from dira_core.data.loader import read_image
+from dira_core.data.images import read_image
 from dira_core.data.pieces import stored
 from dira_core.data.shardfiles import find
 from dira_core.data.shardindex import index_of, scan

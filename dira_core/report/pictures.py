@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dira_core.data.loader import whole_images
+from dira_core.data.cutting import whole_images
 from dira_core.evaluate import Sample, evaluating
 from dira_core.game import Game
 from dira_core.metrics import features

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dira_core.data.crops import centre_box, crop_boxes
-from dira_core.data.loader import Images, cut
+from dira_core.data.cutting import cut
+from dira_core.data.images import Images
 from dira_core.draws import Draws
 from dira_core.errors import DataError
 from dira_core.export import Preprocessing
@@ -89,7 +90,7 @@ class Task(ABC):
         """Cut images and their truth to boxes (B, D, 2) and resize them."""
         channels, sides = self._prepare.channels, sides_of(self._prepare.size, boxes.shape[1])
         pixels = torch.empty(len(images), channels, *sides)
-        for image, box, place_of in zip(images, boxes, pixels, strict=True):
+        for image, box, place_of in zip(images, boxes.tolist(), pixels, strict=True):
             cut(image, box, place_of)
         return Batch(pixels, *self.truth(indices, boxes))
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress, islice, repeat
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -173,16 +174,11 @@ Place = tuple[slice, ...]
 
 def places(first: np.ndarray, side: np.ndarray) -> list[list[Place]]:
     """Return where the blocks of each image are; blocks with a side of 0 are nowhere."""
-    edges = np.stack([first, first + side], -1).tolist()
+    edges = np.stack([first, first + side]).reshape(2, -1, first.shape[-1])
+    along = (map(slice, *both) for both in edges.transpose(2, 0, 1).tolist())
+    blocks = zip(repeat(slice(None)), *along, strict=False)
     kept: list[list[bool]] = np.all(side, axis=-1).tolist()
-    return [
-        [
-            (slice(None), *(slice(*pair) for pair in block))
-            for block, k in zip(*both, strict=True)
-            if k
-        ]
-        for both in zip(edges, kept, strict=True)
-    ]
+    return [list(compress(islice(blocks, len(own)), own)) for own in kept]
 
 
 Write = Callable[[np.ndarray, Place], None]

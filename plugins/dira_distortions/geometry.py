@@ -22,6 +22,8 @@ def flipped(image: np.ndarray, axis: int) -> np.ndarray:
 class Flip(Distortion):
     """Mirror images along one axis; `box` swaps the edges of that axis."""
 
+    by_box = True
+
     def __init__(self, options: FlipOptions) -> None:
         super().__init__()
         self.axis = options.axis
@@ -45,6 +47,7 @@ class Flip(Distortion):
 
     def box(self, box: Tensor, draws: Draws) -> Tensor:
         """Return (B, len(S), 2) with the edges of the axis swapped."""
+        self._check(box.shape[1])
         flipped = box.clone()
         flipped[:, self.axis] = box[:, self.axis].flip(-1)
         return flipped

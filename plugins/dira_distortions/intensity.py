@@ -74,14 +74,19 @@ class IntensityJitter(Distortion):
 def jitter(
     image: np.ndarray, brightness: float, contrast: float, brightness_first: bool
 ) -> np.ndarray:
-    """Change brightness and contrast of one image (C, *S), in place."""
+    """Change brightness and contrast of one image (C, *S) in [0, 1], in place.
+
+    All steps rise, so that they are one line between two bounds.
+    """
     pixels = torch.from_numpy(image)
     if brightness_first:
-        pixels.mul_(brightness).clamp_(0, 1)
-    middle = (1 - contrast) * pixels.mean()
-    torch.add(middle, pixels, alpha=contrast, out=pixels).clamp_(0, 1)
-    if not brightness_first:
-        pixels.mul_(brightness).clamp_(0, 1)
+        bright = pixels.clamp(max=1 / brightness) if brightness > 1 else pixels
+        shift = (1 - contrast) * brightness * bright.mean()
+        most = min(1.0, contrast + float(shift))
+    else:
+        shift = (1 - contrast) * brightness * pixels.mean()
+        most = min(1.0, brightness)
+    torch.add(shift, pixels, alpha=contrast * brightness, out=pixels).clamp_(0, most)
     return image
 
 

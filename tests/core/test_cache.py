@@ -19,8 +19,10 @@ from dira_core.data import cacheindex
 from dira_core.data.cache import CacheSource
 from dira_core.data.cacheindex import ENTRY, Entry, Index, layout, values
 from dira_core.data.caching import build
+from dira_core.data.cutting import whole_images
+from dira_core.data.dataset import CropDataset, Request
 from dira_core.data.folder import FolderSource
-from dira_core.data.loader import CropDataset, Images, Request, whole_images
+from dira_core.data.images import Images
 from dira_core.data.manifest import ManifestSource
 from dira_core.data.phantom import PhantomSource
 from dira_core.data.pieces import PIECE

@@ -17,12 +17,12 @@ from dira_core.data.crops import (
     TRIES,
     centre_box,
     crop_boxes,
-    crop_resize,
-    normalise,
     reduce_channels,
 )
+from dira_core.data.pyramid import crop_level
 from dira_core.draws import Draws
 from dira_core.errors import RecipeError
+from dira_core.types import Image
 from dira_core.view_options import sides_of
 
 SCALE, RATIO = (0.2, 1.0), (3 / 4, 4 / 3)
@@ -115,6 +115,10 @@ def test_a_sample_is_cropped_alike_in_any_batch() -> None:
     for rows in (torch.tensor([7]), torch.arange(39, 2, -3)):
         alone = crop_boxes(shapes[rows], draws(40).select(rows), SCALE, RATIO)
         assert torch.equal(alone, together[rows])
+
+
+def crop_resize(pixels: np.ndarray, box: Tensor, size: int | tuple[int, ...]) -> Tensor:
+    return torch.from_numpy(crop_level(Image(pixels, (0.0, 1.0)), box.tolist(), size))
 
 
 @pytest.mark.parametrize(
@@ -215,14 +219,6 @@ def test_sides_are_one_for_all_axes_or_one_for_each() -> None:
 )
 def test_the_central_box_is_square(shape: tuple[int, ...], box: list[list[int]]) -> None:
     assert centre_box(shape).tolist() == box
-
-
-def test_a_window_maps_to_zero_and_one_and_clips() -> None:
-    values = torch.tensor([-1000.0, -160.0, 40.0, 240.0, 3000.0])
-    assert normalise(values, (-160.0, 240.0)).tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
-    assert normalise(values, (240.0, -160.0)).tolist() == [1.0, 1.0, 0.5, 0.0, 0.0]
-    assert normalise(values, (7.0, 7.0)).tolist() == [0.0] * 5
-    assert values[0] == -1000
 
 
 def test_luminance_is_pillows() -> None:

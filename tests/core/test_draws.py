@@ -207,6 +207,16 @@ def test_a_number_does_not_depend_on_the_batch_or_the_place_in_it() -> None:
         assert torch.equal(make(batch.select(mask)), together[mask])
 
 
+def test_views_that_are_made_together_draw_what_each_draws_alone() -> None:
+    together = draws(5).of_views([2, 0])
+    alone = torch.cat([draws(5, view=view).uniform("x", shape=(3,)) for view in (2, 0)])
+    assert torch.equal(together.uniform("x", shape=(3,)), alone)
+    rows = torch.tensor([9, 1, 0])
+    assert torch.equal(
+        together.select(rows).child("a").uniform("x"), together.child("a").uniform("x")[rows]
+    )
+
+
 def test_high_words_of_the_index_count() -> None:
     index = torch.tensor([7, 2**32 + 7, 2**40 + 7])
     assert len(Draws(index, seed=1).uniform("x").unique()) == 3

@@ -8,7 +8,7 @@ import torch
 from parts import small_settings, small_trio
 from torch import Tensor, nn
 
-from dira_core.data.loader import whole_images
+from dira_core.data.cutting import whole_images
 from dira_core.evaluate import HELD_OUT_EPOCH, SourceFeatures, evaluating, held_out, probe
 from dira_core.game import Game
 from dira_core.precision import Precision

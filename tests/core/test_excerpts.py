@@ -14,8 +14,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from dira_core.data.cache import CacheSource
 from dira_core.data.caching import build
+from dira_core.data.dataset import CropDataset, Request
 from dira_core.data.excerpts import collected
-from dira_core.data.loader import CropDataset, Request
 from dira_core.errors import RecipeError
 from dira_core.filters import resizing_matrices
 from dira_core.roles import Source

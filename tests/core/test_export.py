@@ -13,7 +13,7 @@ from PIL import Image as PillowImage
 from safetensors.torch import load_file, save_file
 
 from dira_core.build import build_source, build_trio
-from dira_core.data.loader import whole_images
+from dira_core.data.cutting import whole_images
 from dira_core.errors import CheckpointError, DataError
 from dira_core.export import Preprocessing, load, write_weights
 from dira_core.recipe import Recipe

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dira_core.data.loader import whole_images
+from dira_core.data.cutting import whole_images
 from dira_core.data.phantom import PhantomSource
 from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split
 from dira_core.roles import Backbone

@@ -15,7 +15,8 @@ from parts import small_settings, small_trio
 
 from dira_core import pace
 from dira_core.api import pretrain
-from dira_core.data.loader import Loader, Making
+from dira_core.data.dataset import Making
+from dira_core.data.loader import Loader
 from dira_core.pace import IN_TIME, Pace, in_words
 from dira_core.runfolder import read_lines
 from dira_core.testing import TinySource

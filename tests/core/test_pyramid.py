@@ -17,10 +17,11 @@ from dira_core.data.crops import crop_boxes
 from dira_core.data.phantom import draw
 from dira_core.data.pyramid import (
     crop_level,
+    directions,
+    excerpt,
     levels,
     on_grid,
     place,
-    resize,
 )
 from dira_core.draws import Draws
 from dira_core.types import Image
@@ -32,6 +33,10 @@ def noise(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     top = np.iinfo(dtype).max
     pixels: np.ndarray = np.random.default_rng(0).integers(0, top, shape, dtype, endpoint=True)
     return pixels
+
+
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    return crop_level(Image(pixels, (0.0, 1.0)), [(0, side) for side in pixels.shape[1:]], size)
 
 
 def with_levels(pixels: np.ndarray) -> Image:
@@ -180,7 +185,7 @@ def test_crops_of_levels_are_50_db_from_pillows_crops_of_the_image() -> None:
             (top, bottom), (left, right) = box.tolist()
             whole = Pillow.fromarray(image.pixels[0]).crop((left, top, right, bottom))
             pillow = np.asarray(whole.resize((size, size), Pillow.Resampling.BILINEAR))
-            ours = crop_level(image, box, size)
+            ours = crop_level(image, box.tolist(), size)
             errors.append(((ours[0] - pillow) ** 2).mean())
     assert 10 * math.log10(255**2 / np.mean(errors)) > 50
 
@@ -202,17 +207,27 @@ def test_a_crop_is_cut_from_the_smallest_level_that_is_large_enough(
 ) -> None:
     sides = (256, 128, 64, 32, 16, 8)
     marked = [np.full((1, side, side), number, np.uint8) for number, side in enumerate(sides)]
-    found = crop_level(Image(marked[0], (0.0, 255.0), levels=marked[1:]), torch.tensor(box), 32)
+    found = crop_level(Image(marked[0], (0.0, 255.0), levels=marked[1:]), box, 32)
     assert np.abs(found - level).max() < 1e-5
 
 
 def test_the_box_of_a_level_shows_the_same_place_as_in_the_image() -> None:
     ramp = np.broadcast_to(np.arange(256, dtype=np.uint8), (1, 256, 256)).copy()
     image = with_levels(ramp)
-    box = torch.tensor([[32, 160], [64, 192]])
-    crop = crop_level(image, box, 32)[0]
+    crop = crop_level(image, [[32, 160], [64, 192]], 32)[0]
     centre = 64 + (np.arange(32) + 0.5) * 4 - 0.5
     assert np.abs(crop - centre)[:, 1:-1].max() <= 0.5
+
+
+@pytest.mark.parametrize("shape", [(1, 60, 40), (3, 20, 31), (1, 12, 40, 9)])
+def test_a_box_with_swapped_edges_is_cut_mirrored(shape: tuple[int, ...]) -> None:
+    image, straight = with_levels(noise(*shape)), [[1, side - 2] for side in shape[1:]]
+    crop = crop_level(image, straight, 8)
+    for axis in range(len(straight)):
+        box = [edges[::-1] if at == axis else edges for at, edges in enumerate(straight)]
+        assert np.allclose(crop_level(image, box, 8), np.flip(crop, axis + 1), atol=1e-4)
+        part = excerpt(image, box, 8)[:, *directions(box)]
+        assert np.array_equal(part, np.flip(excerpt(image, straight, 8), axis + 1))
 
 
 def test_a_window_is_mapped_clipped_and_repeated_over_channels() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dira_core import Adversary, Discriminator, Encodings, Objective, Restorer, View
 from dira_core.api import pretrain
-from dira_core.data.loader import Crops
+from dira_core.data.dataset import Crops
 from dira_core.game import Game
 from dira_core.roles import FeaturePass
 from dira_core.runfolder import read_lines

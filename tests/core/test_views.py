@@ -14,10 +14,11 @@ from parts import small_settings
 from torch import Tensor
 
 from dira_core.components import Choice, DistortionOptions
-from dira_core.data.loader import Crops, Loader
+from dira_core.data.dataset import Crops
+from dira_core.data.loader import Loader
 from dira_core.draws import Draws
 from dira_core.errors import DataError, PluginError, RecipeError
-from dira_core.operations import build_distortion, distort
+from dira_core.operations import Geometry, build_distortion, distort
 from dira_core.settings import Settings
 from dira_core.testing import TinySource, choice
 from dira_core.types import Batch, View
@@ -184,17 +185,41 @@ def test_the_salt_and_the_view_number_change_the_operations_and_not_only_the_cro
     assert not torch.equal(view_of(jitter).clean, view_of(jitter, epoch=1).clean)
 
 
-def test_geometry_moves_crop_clean_image_and_swaps_the_edges_of_the_box() -> None:
-    crops = crops_of(64)
-    view = view_of({"geometry": [{"name": "flip", "p": 0.5}]}, crops)
-    pixels, box = crops.pixels[0], crops.box[:, 0]
+def shown(geometry: list[Any]) -> View:
+    """Return a view of each of 64 images that nothing but geometry changes."""
+    views = {"geometry": geometry, "appearance": [], "distort": []}
+    chosen = settings(views, train={"batch_size": 64})
+    loader = Loader(TinySource(64), chosen, n_views=1)
+    return ViewMaker(chosen, CPU, 1)(loader.crops(range(64), 0), 0, 0).views[0]
+
+
+FLIP = {"name": "flip", "p": 0.5}
+FLIPS = {"name": "one-of", "of": ["flip", {"name": "flip", "axis": -2}], "weights": [0.5, 0.0]}
+
+
+@pytest.mark.parametrize("flip", [FLIP, FLIPS], ids=["flip", "one-of"])
+def test_geometry_moves_crop_clean_image_and_swaps_the_edges_of_the_box(
+    flip: dict[str, Any],
+) -> None:
+    straight, view = shown([]), shown([flip])
     flipped = view.box[:, -1, 0] > view.box[:, -1, 1]
     assert 0 < flipped.sum() < 64
     rows = flipped.view(-1, 1, 1, 1)
     for image in (view.crop, view.clean, view.image):
-        assert torch.equal(image, torch.where(rows, pixels.flip(-1), pixels))
-    swapped = torch.stack([box[:, 0], box[:, 1].flip(-1)], dim=1)
-    assert torch.equal(view.box, torch.where(flipped.view(-1, 1, 1), swapped, box))
+        expected = torch.where(rows, straight.crop.flip(-1), straight.crop)
+        torch.testing.assert_close(image, expected, rtol=0, atol=1e-6)
+    swapped = torch.stack([straight.box[:, 0], straight.box[:, 1].flip(-1)], dim=1)
+    assert torch.equal(view.box, torch.where(flipped.view(-1, 1, 1), swapped, straight.box))
+
+
+def test_a_flip_is_cut_only_where_nothing_comes_before_it() -> None:
+    flip, turn = choice("distortion", "flip", p=0.5), choice("distortion", "rotate90")
+    draws, box = Draws(torch.arange(64), seed=0, path="views"), torch.arange(256.0).view(64, 2, 2)
+    for order, cut in (([flip, turn], True), ([turn, flip], False)):
+        geometry = Geometry(order, CPU)
+        assert torch.equal(geometry.moved(box, draws), box) != cut
+        left = [operation.draws.path for operation in geometry.drawn(draws)]
+        assert left == ["views/geometry/0", "views/geometry/1"][cut:]
 
 
 def test_a_box_tells_which_source_pixel_each_crop_pixel_shows() -> None:

@@ -13,8 +13,8 @@ from volumes import steps
 
 from dira_core.data.caching import build
 from dira_core.data.crops import soft_tissue
+from dira_core.data.dataset import CropDataset, Crops, Request
 from dira_core.data.folder import FolderSource
-from dira_core.data.loader import CropDataset, Crops, Request
 from dira_core.data.phantom3d import WINDOW, Phantom3dSource
 from dira_core.data.pieces import VOLUMES
 from dira_core.roles import Source

@@ -18,7 +18,8 @@ from kit import kit
 from parts import outcome, small_run, small_settings, small_trio
 
 from dira_core.api import pretrain, run
-from dira_core.data.loader import Crops, Loader
+from dira_core.data.dataset import Crops
+from dira_core.data.loader import Loader
 from dira_core.errors import DataError, RecipeError, RunFolderError
 from dira_core.layering import Layer
 from dira_core.recipe import Recipe

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dira_core import Batch, Discriminator, Distortion, Draws, Encodings, RecipeError, View
-from dira_core.data.loader import Crops
+from dira_core.data.dataset import Crops
 from dira_core.layering import Layer
 from dira_core.plugins import make
 from dira_core.resolving import resolve

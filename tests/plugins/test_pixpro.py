@@ -6,17 +6,18 @@ import itertools
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dira_core import Backbone, Batch, Encodings, Progress, View
-from dira_core.data.loader import Crops
+from dira_core.data.dataset import CropDataset, Request
 from dira_core.layering import Layer
 from dira_core.optimizer_options import Optimizer
 from dira_core.plugins import installed, make
 from dira_core.resolving import resolve
-from dira_core.testing import choice
+from dira_core.testing import TinySource, choice
 from dira_core.views import ViewMaker
 from dira_pixpro.pixpro import PixPro, consistency, propagate, same_place
 
@@ -172,20 +173,26 @@ def test_a_view_whose_place_cannot_be_told_is_near_nothing() -> None:
     assert not same_place(box, unknown, torch.Size((2, 2)), torch.Size((2, 2)), 0.7).any()
 
 
+class Cells(TinySource):
+    """Images of 8 x 8 px that all differ: a pixel is a cell."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._pixels = np.arange(64, dtype=np.uint8).reshape(1, 1, 8, 8).repeat(n, 0)
+
+
 def test_positives_show_the_same_pixels_in_views_the_engine_makes() -> None:
     flips = [{"name": "flip", "axis": -1, "p": 0.5}, {"name": "flip", "axis": -2, "p": 0.5}]
     chosen = {
         "data": "phantom",
         "backbone": "resnet18",
         "discriminator": "pixpro",
-        "views": {"geometry": flips},
+        "views": {"geometry": flips, "size": 8, "scale": (1, 1), "ratio": (1, 1)},
     }
     recipe = resolve([Layer("test", chosen)]).recipe
-    source = torch.arange(16.0).view(1, 1, 4, 4).expand(24, -1, -1, -1)  # a pixel is a cell
-    box = torch.tensor([[0.0, 4.0], [0.0, 4.0]]).expand(24, 2, 2, 2)
-    maker = ViewMaker(recipe, torch.device("cpu"), 2)
-    a, b = maker(Crops((source, source), box, torch.arange(24), None), 0, 0).views
-    found = same_place(a.box, b.box, torch.Size((4, 4)), torch.Size((4, 4)), 0.1)
+    crops = CropDataset(Cells(24), recipe, 2).crops(Request(range(24), epoch=0))
+    a, b = ViewMaker(recipe, torch.device("cpu"), 2)(crops, 0, 0).views
+    found = same_place(a.box, b.box, torch.Size((8, 8)), torch.Size((8, 8)), 0.1)
     same = a.crop.flatten(1)[:, :, None] == b.crop.flatten(1)[:, None]
     assert torch.equal(found, same)
     assert not torch.equal(a.crop, b.crop)
