@@ -5,8 +5,8 @@ Source: Chen et al., "Training Deep Nets with Sublinear Memory Cost", arXiv:1604
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -34,18 +34,25 @@ def _forget(forward: Callable[..., Any], contexts: Callable[[], Any], *inputs: A
 def _contexts(
     segment: nn.Module,
 ) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), _unmeasured(segment)
+    return nullcontext(), _Unmeasured(segment)
 
 
-@contextmanager
-def _unmeasured(segment: nn.Module) -> Iterator[None]:
-    """Keep batch norms from counting a batch twice: lend them copies of what they count in."""
-    norms = [part for part in segment.modules() if isinstance(part, _BatchNorm)]
-    counted = [(norm, name, value) for norm in norms for name, value in norm.named_buffers()]
-    for norm, name, value in counted:
-        setattr(norm, name, value.clone())
-    try:
-        yield
-    finally:
-        for norm, name, value in counted:
+class _Unmeasured(AbstractContextManager[None]):
+    """Keep batch norms from counting a batch twice: lend them copies of what they count in.
+
+    Entered anew by every backward pass through the segment: one for each objective, where their
+    gradients are measured one by one.
+    """
+
+    def __init__(self, segment: nn.Module) -> None:
+        self._segment = segment
+
+    def __enter__(self) -> None:
+        norms = [part for part in self._segment.modules() if isinstance(part, _BatchNorm)]
+        self._counted = [(norm, *of_norm) for norm in norms for of_norm in norm.named_buffers()]
+        for norm, name, value in self._counted:
+            setattr(norm, name, value.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for norm, name, value in self._counted:
             setattr(norm, name, value)

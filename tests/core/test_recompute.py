@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dira_core import Backbone, Restorer
+from dira_core.health import gradient_report
 from dira_core.nn.recompute import recompute
 from dira_core.nn.resnet import ResNet
 from dira_core.plugins import make
@@ -63,6 +64,21 @@ def test_in_evaluation_gradients_are_those_with_running_statistics() -> None:
     expected, found = (
         result((a.eval(), b.eval()), bf16=False) for a, b in (networks(), forgetful())
     )
+    assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
+
+
+def test_gradients_of_single_objectives_keep_their_bits_one_after_the_other() -> None:
+    def measured(parts: Networks) -> dict[str, Tensor]:
+        backbone, restorer = parts
+        restored = restorer(backbone(images()))
+        terms = {"a": restored.mean(), "b": restored.square().mean()}
+        report = gradient_report(terms, [*backbone.parameters()])
+        torch.autograd.backward(torch.stack([*terms.values()]).sum())
+        grads = {name: p.grad for name, p in backbone.named_parameters() if p.grad is not None}
+        return {**report, **grads, **{f"state {k}": v for k, v in backbone.state_dict().items()}}
+
+    expected, found = measured(networks()), measured(forgetful())
+    assert expected.keys() == found.keys()
     assert [name for name, value in expected.items() if not torch.equal(value, found[name])] == []
 
 
