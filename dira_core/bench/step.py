@@ -1,10 +1,11 @@
-"""What a training step costs, against a bare loop, plain fp32, and a whole run."""
+"""What a training step costs, against a bare loop, plain fp32, recomputing, and a whole run."""
 
 from __future__ import annotations
 
 import copy
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from dira_core.trainer import Trainer
 def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     """Compare one training step: dira's, a bare loop's, the plain fp32 one's, and a whole run's.
 
+    Dira's is taken as the recipe says, and with `train.recompute`.
+
     Returns:
         Medians in ms, ratios, memory at the peak of a step, and how busy others kept the machine.
     """
@@ -32,15 +35,18 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     crops = next(game.loader.batches(0, 0, 0))
     batch = game.views(crops, 0, 0)
-    engine = copy.copy(game.trainer)
-    engine.views = lambda crops, epoch, salt: batch
+    forgetful = forgetting(recipe)
+    again = Game(build_trio(forgetful), build_source(recipe), forgetful)
+    engines = {"dira step": copy.copy(game.trainer), "dira step, recompute": again.trainer}
+    for engine in engines.values():
+        engine.views = lambda crops, epoch, salt: batch
     bare = BareLoop(build_trio(recipe), batch, recipe, game.precision, plain=False)
     plain = BareLoop(build_trio(recipe), batch, recipe, game.precision, plain=True)
     cores = Cores()
     with tempfile.TemporaryDirectory() as folder, WholeRun(recipe, Path(folder)) as whole:
         timings = alternate(
             {
-                "dira step": lambda: advance(engine, crops),
+                **{name: partial(advance, engine, crops) for name, engine in engines.items()},
                 "bare loop": bare.step,
                 "plain fp32 step": plain.step,
                 "dira run": whole.step,
@@ -54,6 +60,7 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
         "bare loop / dira step": ratio(timings, "bare loop", "dira step"),
         "bare loop / dira run": ratio(timings, "bare loop", "dira run"),
         "plain fp32 step / dira step": ratio(timings, "plain fp32 step", "dira step"),
+        "recompute / dira step": ratio(timings, "dira step, recompute", "dira step"),
         "views / dira step": ratio(timings, "views", "dira step"),
         "null step us": null,
         "MiB": peaks(recipe),
@@ -68,9 +75,20 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
 def peaks(recipe: Recipe) -> dict[str, float | None]:
     """Return the peak of dira's step and of the bare loop's, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "recipe.toml"
-        file.write_text(to_toml(recipe))
-        return {arm: step_mib(arm, file) for arm in ("dira step", "bare loop")}
+        kept, forgotten = Path(folder) / "kept.toml", Path(folder) / "forgotten.toml"
+        kept.write_text(to_toml(recipe))
+        forgotten.write_text(to_toml(forgetting(recipe)))
+        return {
+            "dira step": step_mib("dira step", kept),
+            "dira step, recompute": step_mib("dira step", forgotten),
+            "bare loop": step_mib("bare loop", kept),
+        }
+
+
+def forgetting(recipe: Recipe) -> Recipe:
+    """Return a recipe whose networks forget activations, and compute them again."""
+    train = recipe.train.model_copy(update={"recompute": True})
+    return recipe.model_copy(update={"train": train})
 
 
 def advance(trainer: Trainer, crops: Crops) -> None:

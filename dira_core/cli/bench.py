@@ -29,7 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 @app.command("step")
 @recipe_flags
 def step(asked: list[Layer], rounds: Rounds = 7, as_json: AsJson = False) -> None:
-    """Compare a training step with a bare loop, with plain fp32, and with a whole run.
+    """Compare a training step with a bare loop, plain fp32, recomputing, and a whole run.
 
     All are alternated in one process; times are medians, ratios medians of the rounds' ratios;
     memory is the peak of a step above what a process has before it, in processes of their own.
