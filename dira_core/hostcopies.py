@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +21,9 @@ Place = tuple[str, str]
 LINE = 64
 """A copy starts at a multiple of this many bytes."""
 
+THREADS = 2
+"""Copy at most; two keep a desktop's memory busy."""
+
 
 class HostCopies:
     """Hold tensors still while training changes them: a save of them can take its time.
@@ -31,9 +37,17 @@ class HostCopies:
         self._layouts: list[object] = []
         self._held: dict[Place, Tensor] = {}
 
-    @torch.no_grad()
-    def take(self, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def take(
+        self, files: Mapping[str, Mapping[str, Tensor]], later: Container[str] = ()
+    ) -> Callable[[], None]:
         """Copy tensors, by file and name, over the copies from before.
+
+        Args:
+            files: The tensors.
+            later: Files whose tensors keep still for a while: they are not copied yet.
+
+        Returns:
+            What copies those.
 
         Raises:
             ResourceError: There is no memory for the copies.
@@ -44,10 +58,10 @@ class HostCopies:
         if layouts != self._layouts:
             self._held, self._layouts = {}, []  # before there is memory for others
             self._held, self._layouts = _rooms(given), layouts
-        if given:
-            torch._foreach_copy_([*self._held.values()], [*given.values()], non_blocking=True)
-        if any(tensor.is_cuda for tensor in given.values()):
-            torch.cuda.synchronize()
+        now = [(self._held[p], t) for p, t in given.items() if p[0] not in later]
+        rest = [(self._held[p], t) for p, t in given.items() if p[0] in later]
+        _copy(now, min(THREADS, torch.get_num_threads()))
+        return partial(_copy, rest, 1)
 
     def plain(self) -> Groups:
         """Return the copies in row order; they are as they were taken until the next `take`."""
@@ -78,6 +92,34 @@ def _rooms(given: Mapping[Place, Tensor]) -> dict[Place, Tensor]:
         own = memory[start : start + tensor.nbytes].view(tensor.dtype)
         rooms[place] = own.as_strided(tensor.shape, layout)
     return rooms
+
+
+def _copy(pairs: Sequence[tuple[Tensor, Tensor]], threads: int) -> None:
+    """Copy tensors, each to a room of its own; every thread takes the next one.
+
+    torch would share out each single tensor and wait for all threads each time: hundreds of times,
+    at ten times the price where another process has one of the cores.
+    """
+    if any(tensor.is_cuda for _, tensor in pairs):
+        for room, tensor in pairs:
+            room.copy_(tensor, non_blocking=True)
+        torch.cuda.synchronize()
+        return
+    left = iter(pairs)
+
+    @torch.no_grad()
+    def work() -> None:
+        for room, tensor in left:
+            if room.stride() == tensor.stride():  # without gaps, as rooms are
+                ctypes.memmove(room.data_ptr(), tensor.data_ptr(), tensor.nbytes)
+            else:
+                room.copy_(tensor)
+
+    with ThreadPoolExecutor(threads) as pool:
+        others = [pool.submit(work) for _ in range(threads - 1)]
+        work()
+        for other in others:
+            other.result()
 
 
 def _in_row_order(tensor: Tensor) -> Tensor:

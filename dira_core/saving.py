@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from dira_core.checkpoint import Checkpoints, encoded
 from dira_core.checkpoint_draft import Job, Patience
@@ -37,9 +39,10 @@ Saved = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Pending:
-    """A save that is going on, how long it waits for others, and whom to tell."""
+    """A save that is going on, who waits for its copies, its patience with others, whom to tell."""
 
     outcome: Future[Path | None]
+    hooks: Sequence[RemovableHandle]
     patience: Patience
     saved: Saved
 
@@ -75,6 +78,7 @@ class Saver:
         state: Mapping[str, Any],
         before: Sequence[Callable[[], None]] = (),
         saved: Saved = lambda path: None,
+        optimizers: Sequence[Optimizer] = (),
     ) -> None:
         """Save the state of this instant; in the background, return when it is copied.
 
@@ -84,6 +88,8 @@ class Saver:
             state: JSON, of the first process.
             before: Called before the checkpoint counts: what must be on disk by then.
             saved: Called with the checkpoint, by whoever notices that it is complete.
+            optimizers: Whose steps alone change the tensors under "optimizer". Those are then
+                copied in the background, and the next step waits until they are.
 
         Raises:
             DiraError: See `Checkpoints.commit`; also that of the save before.
@@ -97,18 +103,15 @@ class Saver:
         token, digest = f"{self._token}-{self._saves}", state.get("recipe_digest")
         job = Job(step, token, encoded(state), digest, places, rank(), ranks)
         patience = Patience(self._patience_s)
-        if self._background:
-            self._copies.take(files)
 
-        def write() -> Path | None:
+        def commit(still: Groups) -> Path | None:
             for wait in before:
                 wait()
-            still = self._copies.plain() if self._background else _plain(files)
             return self._checkpoints.commit(job, still, patience)
 
         if self._background:
-            self._pending = Pending(_started(write), patience, saved)
-        elif (path := write()) is not None:
+            self._pending = Pending(*self._started(files, optimizers, commit), patience, saved)
+        elif (path := commit(_plain(files))) is not None:
             saved(path)
 
     def poll(self) -> None:
@@ -129,6 +132,9 @@ class Saver:
         if self._pending is None:
             return
         pending, self._pending = self._pending, None
+        wait_for([pending.outcome])
+        for hook in pending.hooks:
+            hook.remove()
         path = pending.outcome.result()
         if path is not None:
             pending.saved(path)
@@ -149,6 +155,29 @@ class Saver:
             self.poll()
         except Exception as failure:
             logger.warning("the last checkpoint was not completed: %s", failure)
+
+    def _started(
+        self,
+        files: Groups,
+        optimizers: Sequence[Optimizer],
+        commit: Callable[[Groups], Path | None],
+    ) -> tuple[Future[Path | None], list[RemovableHandle]]:
+        """Copy tensors; in a thread, those of the optimizers too, and do the rest of a save."""
+        later = [file for file in files if optimizers and file.startswith("optimizer.")]
+        copy_rest, copied = self._copies.take(files, later), threading.Event()
+
+        def work() -> Path | None:
+            try:
+                copy_rest()
+            finally:
+                copied.set()
+            return commit(self._copies.plain())
+
+        def wait_for_copies(*step: object) -> None:
+            copied.wait()
+
+        outcome = _started(work)
+        return outcome, [o.register_step_pre_hook(wait_for_copies) for o in optimizers]
 
     def _wanted(self, step: int, ranks: int) -> bool:
         wanted = rank() == 0 and self._checkpoints.wants(step)

@@ -215,6 +215,7 @@ class Session:
             state,
             before=[self._metrics.sync, self._speed.sync],
             saved=lambda path: observe(call, path=path, progress=progress),
+            optimizers=[player.optimizer for player in trainer.players],
         )
 
     def settle(self) -> None:

@@ -97,7 +97,8 @@ class Saves:
 
     def _save(self, saver: Saver) -> None:
         self._saves += 1
-        saver.save(self._saves, *capture(self._trainer))
+        optimizers = [player.optimizer for player in self._trainer.players]
+        saver.save(self._saves, *capture(self._trainer), optimizers=optimizers)
 
     def _save_and_wait(self) -> None:
         self._save(self._behind)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dira_core import checkpoint_draft, saving
+from dira_core import checkpoint_draft, hostcopies, saving
 from dira_core.checkpoint import Checkpoints
 from dira_core.checkpoint_manifest import Entry
 from dira_core.errors import ResourceError
@@ -83,6 +83,38 @@ def test_a_checkpoint_holds_the_state_at_the_call_though_training_goes_on(
         found, read = checkpoints.load(tmp_path / f"step-{step:08d}")
         assert same(found, wanted)
         assert read == {"step": step, "list": [step]}
+
+
+def test_optimizers_step_only_when_their_state_is_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, opened = torch.nn.Parameter(torch.ones(3)), threading.Event()
+    optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.5)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    momentum = optimizer.state[weight]["momentum_buffer"]
+    tensors = {"model": {"w": weight.detach()}, "optimizer": {"m": momentum}}
+    asked, copy = cloned(tensors), hostcopies._copy
+
+    def held_up(pairs: list[tuple[Tensor, Tensor]], threads: int) -> None:
+        if any(tensor.data_ptr() == momentum.data_ptr() for _, tensor in pairs):
+            assert opened.wait(60)
+        copy(pairs, threads)
+
+    monkeypatch.setattr(hostcopies, "_copy", held_up)
+    saver = Saver(Checkpoints(tmp_path, 2), background=True)
+    saver.save(1, tensors, {}, optimizers=[optimizer])
+    step = threading.Thread(target=optimizer.step)
+    step.start()
+    step.join(0.1)
+    assert step.is_alive()
+    assert torch.equal(momentum, asked["optimizer"]["m"])
+    opened.set()
+    step.join(60)
+    assert not torch.equal(momentum, asked["optimizer"]["m"])
+    saver.wait()
+    assert same(Checkpoints(tmp_path, 2).load(tmp_path / "step-00000001")[0], asked)
+    assert not optimizer._optimizer_step_pre_hooks
 
 
 def test_both_ways_to_save_write_the_same_bytes(tmp_path: Path) -> None:
