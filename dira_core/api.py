@@ -21,7 +21,7 @@ from dira_core.errors import CheckpointError, DivergedError, PluginError
 from dira_core.evaluate import Pause
 from dira_core.files import write_atomic
 from dira_core.game import Game, shared_out, sheet
-from dira_core.memory import restart_peak
+from dira_core.memory import restart_peak, uncollected
 from dira_core.peers import joined, peers_named
 from dira_core.pictures import write_png
 from dira_core.plugins import installed
@@ -262,7 +262,8 @@ def play(
         session.settle()  # a log without a checkpoint could not be continued
     observe(installed().hook.dira_run_started, folder=home.path, progress=trainer.progress)
     restart_peak(game.precision.device)
-    with Profiled(session, home.path / "profile", settings.log.profile, session.display) as watcher:
+    profiled = Profiled(session, home.path / "profile", settings.log.profile, session.display)
+    with uncollected(), profiled as watcher:
         trainer.fit(watcher)
     session.save(trainer)
     sample = game.examine()

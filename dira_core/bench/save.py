@@ -13,6 +13,7 @@ from dira_core.build import build_source, build_trio
 from dira_core.checkpoint import Checkpoints
 from dira_core.data.dataset import Crops
 from dira_core.game import Game
+from dira_core.memory import uncollected
 from dira_core.recipe import Recipe
 from dira_core.resume import capture
 from dira_core.saving import Saver
@@ -36,7 +37,7 @@ def save(recipe: Recipe, rounds: int, place: Path) -> dict[str, Any]:
     crops = next(game.loader.batches(0, 0, 0))
     game.trainer.train_step([crops])  # its optimizers have their state now
     cores = Cores()
-    with tempfile.TemporaryDirectory(dir=place) as folder:
+    with tempfile.TemporaryDirectory(dir=place) as folder, uncollected():
         saves = Saves(game.trainer, crops, Path(folder))
         timings = alternate(saves.arms(), rounds)
         on_disk = sum(file.stat().st_size for file in saves.newest().iterdir())

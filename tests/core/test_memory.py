@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import mmap
 import sys
+import weakref
 
 import pytest
 import torch
 
-from dira_core.memory import peak_mib, restart_peak
+from dira_core.memory import peak_mib, restart_peak, uncollected
 
 CPU = torch.device("cpu")
 
@@ -23,3 +25,24 @@ def test_the_peak_counts_what_was_freed_again_and_starts_anew() -> None:
     assert 60 < peak_mib(CPU) - before < 80
     restart_peak(CPU)
     assert peak_mib(CPU) < before + 16
+
+
+class Cycle:
+    """Garbage that only a collection frees."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_what_is_there_is_collected_again_afterwards_and_what_comes_is_collected_meanwhile() -> (
+    None
+):
+    old = Cycle()
+    with uncollected():
+        new = Cycle()
+        gone = weakref.ref(old), weakref.ref(new)
+        del old, new
+        gc.collect()
+        assert [ref() is None for ref in gone] == [False, True]
+    gc.collect()
+    assert gone[0]() is None
