@@ -231,6 +231,11 @@ def _distortion(component: Component, options: Options, dims: int) -> None:
     )
     alone = role(images[2:3], draws.select(torch.tensor([2])))
     _must(torch.allclose(alone, once[2:3], atol=1e-5), "an image's result depends on its batch")
+    changes = role.by_image(draws, images.shape[1:])
+    _must(changes is None or len(changes) == len(images), "by_image() makes more or fewer changes")
+    for change, image, expected in zip(changes or (), images.numpy(), once, strict=False):
+        changed = torch.from_numpy(np.ascontiguousarray(change(image.copy())))
+        _must(torch.allclose(changed, expected, atol=1e-5), "by_image() makes another image")
 
 
 def _backbone(component: Component, options: Options, dims: int) -> None:

@@ -132,7 +132,14 @@ class Twist(Distortion):
             return images[..., 1:]
         if self.what == "dtype":
             return images.double()
+        if self.what in ("other-changes", "fewer-changes"):
+            return images * 0.5
         return images / 0
+
+    def by_image(self, draws, shape):
+        if self.what == "other-changes":
+            return [lambda image: image * 0.6] * draws.batch_size
+        return [] if self.what == "fewer-changes" else None
 
 class Stack(Backbone):
     in_channels, dims = 1, 2
@@ -182,7 +189,8 @@ def dira_adversaries():
 
 @hookimpl
 def dira_distortions():
-    for what in ("writes", "random", "batch", "shape", "dtype", "infinite"):
+    for what in ("writes", "random", "batch", "shape", "dtype", "infinite",
+                 "other-changes", "fewer-changes"):
         yield Component(what, DistortionOptions, lambda o, w=what: Twist(w), summary="b", dims=(2,))
 
 @hookimpl
@@ -213,6 +221,8 @@ CAUGHT: dict[tuple[Kind, str], str] = {
     ("adversary", "blind-critic"): "no gradient at the image",
     ("adversary", "half-critic"): "no float32 scalar",
     ("distortion", "writes"): "the input was written to",
+    ("distortion", "other-changes"): "by_image() makes another image",
+    ("distortion", "fewer-changes"): "by_image() makes more or fewer changes",
     ("distortion", "random"): "take randomness from draws",
     ("distortion", "batch"): "depends on its batch",
     ("distortion", "shape"): "shape or dtype changed",
