@@ -231,6 +231,11 @@ def _distortion(component: Component, options: Options, dims: int) -> None:
     )
     alone = role(images[2:3], draws.select(torch.tensor([2])))
     _must(torch.allclose(alone, once[2:3], atol=1e-5), "an image's result depends on its batch")
+    if role.mirrors:
+        box = role.box(torch.tensor([[0, 32]] * dims).repeat(len(images), 1, 1), draws)
+        for image, result, edges in zip(images, once, box.tolist(), strict=True):
+            axes = [axis for axis, (first, last) in enumerate(edges, start=1) if first > last]
+            _must(torch.equal(result, image.flip(axes)), "it does not mirror what `box` says")
 
 
 def _backbone(component: Component, options: Options, dims: int) -> None:
