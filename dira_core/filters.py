@@ -41,18 +41,17 @@ def filtered(image: np.ndarray, taps: Sequence[Taps]) -> np.ndarray:
     Returns:
         (C, *n) float32, in memory of its own.
     """
-    one = len(image) == 1
-    turned = _rows(image[0] if one else image.transpose(*range(1, image.ndim), 0))
-    for side, along in zip(image.shape[1:], taps, strict=True):  # the next axis is at the front
-        sums = torch.embedding_bag(
-            turned.view(side, -1),
-            along.lines,
-            along.starts,
-            mode=0,
-            per_sample_weights=along.weights,
-        )[0]
-        turned = _by_column(sums)
-    return turned.view(len(image), *[len(along.starts) for along in taps]).numpy()
+    channels, *sides = image.shape
+    turned = _rows(image[0] if channels == 1 else np.moveaxis(image, 0, -1))
+    for axis, (lines, starts, weights) in enumerate(taps):  # the next axis comes to the front
+        rows = turned.view(sides[axis], -1)
+        sums = torch.embedding_bag(rows, lines, starts, mode=0, per_sample_weights=weights)[0]
+        n, m = sums.shape
+        sides[axis] = n
+        # Numbers column by column are ShuffleNet's shuffle, in small square tiles: as fast as a
+        # plain copy, where `sums.T.contiguous()` takes three times as long.
+        turned = F.channel_shuffle(sums.as_strided((1, n * m, 1, 1), (n * m, 1, n * m, n * m)), n)
+    return turned.numpy().reshape(channels, *sides)
 
 
 def _rows(image: np.ndarray) -> Tensor:
@@ -62,17 +61,6 @@ def _rows(image: np.ndarray) -> Tensor:
     rows = np.empty(image.shape, np.float32)
     rows[...] = image
     return torch.from_numpy(rows)
-
-
-def _by_column(matrix: Tensor) -> Tensor:
-    """Return the numbers of a matrix column by column, (n, m) -> (1, n * m, 1, 1).
-
-    ShuffleNet's shuffle is just that, in small square tiles: as fast as a plain copy, where
-    `matrix.T.contiguous()` takes three times as long.
-    """
-    n, m = matrix.shape
-    pixel = matrix.as_strided((1, n * m, 1, 1), (n * m, 1, n * m, n * m))
-    return F.channel_shuffle(pixel, n)
 
 
 @functools.lru_cache(4096)

@@ -78,7 +78,7 @@ class Drawn(NamedTuple):
 
 
 class Geometry:
-    """The geometry of a view: operations that only move boxes, which crops are cut by, then others.
+    """The geometry of a view: mirrors at its front, which crops are cut by, then all the rest.
 
     Args:
         choices: The operations, in their order.
@@ -87,8 +87,8 @@ class Geometry:
 
     def __init__(self, choices: Sequence[Choice], device: torch.device) -> None:
         self.operations = [Operation(choice, device) for choice in choices]
-        by_box = (operation.distortion.by_box for operation in self.operations)
-        self._cut = sum(itertools.takewhile(bool, by_box))
+        mirrors = (operation.distortion.mirrors for operation in self.operations)
+        self._cut = sum(itertools.takewhile(bool, mirrors))
 
     def moved(self, box: Tensor, draws: Draws) -> Tensor:
         """Return the boxes that crops are cut by, (B, D, 2); mirrored axes have swapped edges."""

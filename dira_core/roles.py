@@ -199,11 +199,11 @@ class Distortion(nn.Module, ABC):
     afterwards what `forward` did.
 
     Attributes:
-        by_box: Whether `box` says all that it does, as of a flip. At the front of `views.geometry`
-            it costs nothing: crops are cut that way, in the workers.
+        mirrors: Whether all that it does is to mirror axes, those whose edges `box` swaps. At the
+            front of `views.geometry` that costs nothing: crops are cut that way, in the workers.
     """
 
-    by_box: bool = False
+    mirrors: bool = False
 
     @abstractmethod
     def forward(self, images: Tensor, draws: Draws) -> Tensor:

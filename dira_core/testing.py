@@ -236,6 +236,11 @@ def _distortion(component: Component, options: Options, dims: int) -> None:
     for change, image, expected in zip(changes or (), images.numpy(), once, strict=False):
         changed = torch.from_numpy(np.ascontiguousarray(change(image.copy())))
         _must(torch.allclose(changed, expected, atol=1e-5), "by_image() makes another image")
+    if role.mirrors:
+        box = role.box(torch.tensor([[0, 32]] * dims).repeat(len(images), 1, 1), draws)
+        for image, result, edges in zip(images, once, box.tolist(), strict=True):
+            axes = [axis for axis, (first, last) in enumerate(edges, start=1) if first > last]
+            _must(torch.equal(result, image.flip(axes)), "it does not mirror what `box` says")
 
 
 def _backbone(component: Component, options: Options, dims: int) -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def cut(image: Image, box: Box, pixels: Tensor) -> None:
     """Write the crop of an image into `pixels`, (C, *S) in [0, 1]; one channel is repeated."""
-    size, channels = pixels.shape[1:], len(pixels)
+    channels, *size = pixels.shape
     place(reduce_channels(crop_level(image, box, size), channels), image.window, pixels)
 
 

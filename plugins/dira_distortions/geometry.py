@@ -22,7 +22,7 @@ def flipped(image: np.ndarray, axis: int) -> np.ndarray:
 class Flip(Distortion):
     """Mirror images along one axis; `box` swaps the edges of that axis."""
 
-    by_box = True
+    mirrors = True
 
     def __init__(self, options: FlipOptions) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ class OneOf(Distortion):
         self.weights = [*weights, max(0.0, 1 - sum(weights))]
         self.distortions = nn.ModuleList(distortion for distortion, _ in parts)
         self.p = [p for _, p in parts]
-        self.by_box = all(distortion.by_box for distortion, _ in parts)
+        self.mirrors = all(distortion.mirrors for distortion, _ in parts)
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         """Return (B, C, *S), each image with its own distortion."""

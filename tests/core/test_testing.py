@@ -120,8 +120,11 @@ class Twist(Distortion):
     def __init__(self, what):
         super().__init__()
         self.what = what
+        self.mirrors = what == "mirrors"
 
     def forward(self, images, draws):
+        if self.what == "mirrors":
+            return images.flip(-1)
         if self.what == "writes":
             return images.mul_(0.5)
         if self.what == "random":
@@ -190,7 +193,7 @@ def dira_adversaries():
 @hookimpl
 def dira_distortions():
     for what in ("writes", "random", "batch", "shape", "dtype", "infinite",
-                 "other-changes", "fewer-changes"):
+                 "other-changes", "fewer-changes", "mirrors"):
         yield Component(what, DistortionOptions, lambda o, w=what: Twist(w), summary="b", dims=(2,))
 
 @hookimpl
@@ -228,6 +231,7 @@ CAUGHT: dict[tuple[Kind, str], str] = {
     ("distortion", "shape"): "shape or dtype changed",
     ("distortion", "dtype"): "shape or dtype changed",
     ("distortion", "infinite"): "not finite",
+    ("distortion", "mirrors"): "does not mirror what `box` says",
     ("backbone", "wrong-stride"): "a map is",
     ("backbone", "wrong-channels"): "a map is",
     ("backbone", "wrong-number"): "channels or strides",
