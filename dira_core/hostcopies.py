@@ -22,7 +22,7 @@ LINE = 64
 """A copy starts at a multiple of this many bytes."""
 
 THREADS = 2
-"""Copy at most; two keep a desktop's memory busy."""
+"""Copy at most: the memory is the limit, not the processor."""
 
 
 class HostCopies:
@@ -100,26 +100,23 @@ def _copy(pairs: Sequence[tuple[Tensor, Tensor]], threads: int) -> None:
     torch would share out each single tensor and wait for all threads each time: hundreds of times,
     at ten times the price where another process has one of the cores.
     """
-    if any(tensor.is_cuda for _, tensor in pairs):
-        for room, tensor in pairs:
-            room.copy_(tensor, non_blocking=True)
-        torch.cuda.synchronize()
-        return
     left = iter(pairs)
 
     @torch.no_grad()
     def work() -> None:
         for room, tensor in left:
-            if room.stride() == tensor.stride():  # without gaps, as rooms are
+            if tensor.is_cpu and room.stride() == tensor.stride():  # without gaps, as rooms are
                 ctypes.memmove(room.data_ptr(), tensor.data_ptr(), tensor.nbytes)
             else:
-                room.copy_(tensor)
+                room.copy_(tensor, non_blocking=True)
 
     with ThreadPoolExecutor(threads) as pool:
         others = [pool.submit(work) for _ in range(threads - 1)]
         work()
         for other in others:
             other.result()
+    for device in {tensor.device for _, tensor in pairs if tensor.is_cuda}:
+        torch.cuda.synchronize(device)
 
 
 def _in_row_order(tensor: Tensor) -> Tensor:
