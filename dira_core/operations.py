@@ -77,26 +77,9 @@ class Drawn(NamedTuple):
     labels: bool = False
 
 
-class Geometry:
-    """The geometry of a view: mirrors at its front, which crops are cut by, then all the rest.
-
-    Args:
-        choices: The operations, in their order.
-        device: Where images are changed.
-    """
-
-    def __init__(self, choices: Sequence[Choice], device: torch.device) -> None:
-        self.operations = [Operation(choice, device) for choice in choices]
-        mirrors = (operation.distortion.mirrors for operation in self.operations)
-        self._cut = sum(itertools.takewhile(bool, mirrors))
-
-    def moved(self, box: Tensor, draws: Draws) -> Tensor:
-        """Return the boxes that crops are cut by, (B, D, 2); mirrored axes have swapped edges."""
-        return moved(drawn(self.operations[: self._cut], draws.child("geometry")), box)
-
-    def drawn(self, draws: Draws) -> list[Drawn]:
-        """Pick the images that each of the other operations is applied to."""
-        return drawn(self.operations[self._cut :], draws.child("geometry"), self._cut)
+def mirrors(geometry: Sequence[Operation]) -> list[Operation]:
+    """Return the operations at the front of a geometry that only mirror: crops are cut by them."""
+    return list(itertools.takewhile(lambda operation: operation.distortion.mirrors, geometry))
 
 
 def drawn(operations: Sequence[Operation], draws: Draws, first: int = 0) -> list[Drawn]:

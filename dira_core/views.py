@@ -14,13 +14,13 @@ from dira_core.draws import Draws, salted
 from dira_core.errors import DataError, RecipeError
 from dira_core.operations import (
     Drawn,
-    Geometry,
     Operation,
     Todo,
     change_images,
     distort_rows,
     drawn,
     label_of,
+    mirrors,
     moved,
     plan,
 )
@@ -149,10 +149,10 @@ class Operations:
     """
 
     def __init__(self, views: Views, device: torch.device) -> None:
-        self.geometry = Geometry(views.geometry, device)
+        self.geometry = [Operation(choice, device) for choice in views.geometry]
         self.appearance = [Operation(choice, device) for choice in views.appearance]
         self.distort = [Operation(choice, device) for choice in views.distort]
-        every = (*self.geometry.operations, *self.appearance, *self.distort)
+        every = (*self.geometry, *self.appearance, *self.distort)
         labelling = [operation.name for operation in every if operation.labels]
         if len(labelling) > 1:
             raise RecipeError(
@@ -165,8 +165,9 @@ class Operations:
 
         Geometry that crops were cut by already is left out.
         """
+        cut = len(mirrors(self.geometry))
         return [
-            self.geometry.drawn(draws),
+            drawn(self.geometry[cut:], draws.child("geometry"), first=cut),
             drawn(self.appearance, draws.child("appearance")),
             drawn(self.distort, draws.child("distort")),
         ]

@@ -19,7 +19,7 @@ from dira_core.data.images import Images
 from dira_core.data.pyramid import directions, excerpt, on_grid
 from dira_core.draws import Draws, salted
 from dira_core.errors import DataError, DiraError, RecipeError
-from dira_core.operations import Geometry
+from dira_core.operations import Operation, drawn, mirrors, moved
 from dira_core.view_options import sides_of
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class CropDataset(Dataset[Crops]):
         self._words = None if source.words is None else torch.as_tensor(source.words).long()
         self._seed = settings.seed
         self._kinds = [
-            (each, numbers, Geometry(each.geometry, torch.device("cpu")))
+            (each, numbers, mirrors([Operation(op, torch.device("cpu")) for op in each.geometry]))
             for each, numbers in views.kinds(n_views)
         ]
         self._sizes = [views.of(view).size for view in range(n_views)]
@@ -191,8 +191,8 @@ class CropDataset(Dataset[Crops]):
         boxes = torch.empty(len(self._sizes), *shapes.shape, 2, dtype=torch.int64)
         for views, numbers, geometry in self._kinds:
             each, own = shapes.repeat(len(numbers), 1), draws.of_views(numbers)
-            drawn = crop_boxes(each, replace(own, path=path), views.scale, views.ratio)
-            cut = on_grid(drawn, each, views.size, depths.repeat(len(numbers)))
-            moved = geometry.moved(cut, replace(own, path="views"))
-            boxes[numbers] = moved.view(len(numbers), *shapes.shape, 2)
+            anywhere = crop_boxes(each, replace(own, path=path), views.scale, views.ratio)
+            cut = on_grid(anywhere, each, views.size, depths.repeat(len(numbers)))
+            mirrored = moved(drawn(geometry, replace(own, path="views/geometry")), cut)
+            boxes[numbers] = mirrored.view(len(numbers), *shapes.shape, 2)
         return boxes.transpose(0, 1)

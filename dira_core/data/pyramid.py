@@ -104,7 +104,7 @@ def excerpt(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
     Args:
         image: Its smallest level that is not smaller than the result, and on whose grid the box
             lies, is read.
-        box: Where.
+        box: Where; what it says of mirrors is left to others.
         size: Length of every side of the result, or of each.
 
     Returns:
