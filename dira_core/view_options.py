@@ -123,16 +123,9 @@ class Views(Options):
 
     def kinds(self, n_views: int) -> list[tuple[Views, list[int]]]:
         """Return the ways in which views are made, and the numbers of those made in each."""
-        found: list[tuple[Views, list[int]]] = []
-        for number in range(n_views):
-            way = self.of(number)
-            for other, numbers in found:
-                if other == way:
-                    numbers.append(number)
-                    break
-            else:
-                found.append((way, [number]))
-        return found
+        ways = [self.of(number) for number in range(n_views)]
+        kinds = [way for number, way in enumerate(ways) if way not in ways[:number]]
+        return [(kind, [n for n, way in enumerate(ways) if way == kind]) for kind in kinds]
 
     def _scaled(self, part: float) -> Size:
         if isinstance(self.size, int):

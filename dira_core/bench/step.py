@@ -26,7 +26,7 @@ from dira_core.trainer import Trainer
 def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     """Compare one training step: dira's, a bare loop's, the plain fp32 one's, and a whole run's.
 
-    Dira's is taken as the recipe says, and with `train.recompute`.
+    The one of dira is taken as the recipe says, and with `train.recompute`.
 
     Returns:
         Medians in ms, ratios, memory at the peak of a step, and how busy others kept the machine.

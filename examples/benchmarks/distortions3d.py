@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
-from dira_core.data.loader import Crops
+from dira_core.data.dataset import Crops
 from dira_core.settings import Settings
 from dira_core.types import View
 from dira_core.views import ViewMaker

@@ -130,25 +130,6 @@ def random_blocks(
     return first, side * placed[..., None]
 
 
-def block_words(draws: Draws, shape: Sequence[int], options: BlockOptions) -> Tensor:
-    """Return what random blocks are decided by, (B, K, 2 n + 1) int64."""
-    return random_words(draws, "blocks", (options.blocks, 2 * len(shape) + 1))
-
-
-def covered(draws: Draws, shape: Sequence[int], bounds: Bounds, options: BlockOptions) -> Tensor:
-    """Return what random blocks cover together, (B, 1, *S) bool."""
-    words = block_words(draws, shape, options)
-    return cover(*random_blocks(words, shape, bounds, options), shape)
-
-
-def block_places_of(
-    draws: Draws, shape: Sequence[int], bounds: Bounds, options: BlockOptions
-) -> list[list[Place]]:
-    """Return where the random blocks of each image are; on the CPU."""
-    words = block_words(draws, shape, options).numpy()
-    return places(*random_blocks(words, shape, bounds, options))
-
-
 def by_axis(sides: Sequence[tuple[float, float]] | None, shape: Sequence[int]) -> Bounds | None:
     """Return the smallest and largest side along each axis in px, or None if there are no bounds.
 
@@ -185,134 +166,96 @@ Write = Callable[[np.ndarray, Place], None]
 """Writes something into a block of an image."""
 
 
-def fill_inside(image: np.ndarray, blocks: Sequence[Place], fill: float) -> np.ndarray:
-    """Put a value into blocks of one image, in place."""
-    for block in blocks:
-        image[block] = fill
-    return image
+Filled = InnerCutoutOptions | OuterCutoutOptions | NoiseInpaintOptions | NoiseOutpaintOptions
 
 
-def fill_outside(image: np.ndarray, blocks: Sequence[Place], fill: float) -> np.ndarray:
-    """Return an image with a value everywhere but in the blocks."""
-    filled = np.full_like(image, fill)
-    for block in blocks:
-        filled[block] = image[block]
-    return filled
+class Blocks(Distortion):
+    """Fill random blocks, or all but them.
+
+    Attributes:
+        outside: Whether it is all but the blocks that is filled.
+    """
+
+    outside = False
+
+    def __init__(self, options: Filled) -> None:
+        super().__init__()
+        self.options = options
+
+    def bounds(self, shape: Sequence[int]) -> Bounds:
+        """Return how large blocks are in images of a shape S."""
+        return [pixels(part, shape) for part in self.options.side]
+
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:
+        """Return (B, C, *S), filled."""
+        shape = images.shape[2:]
+        inside = cover(*self._blocks(self._words(draws, shape), shape), shape)
+        new = filling(draws, images.shape[1:], self.options.fill).whole()
+        return torch.where(inside != self.outside, new, images)
+
+    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
+        """Return what fills each image."""
+        blocks = places(*self._blocks(self._words(draws, shape[1:]).numpy(), shape[1:]))
+        writers = filling(draws, shape, self.options.fill).writers()
+        paint = paint_outside if self.outside else paint_inside
+        both = zip(blocks, writers, strict=True)
+        return [partial(paint, blocks=those, write=write) for those, write in both]
+
+    def _words(self, draws: Draws, shape: Sequence[int]) -> Tensor:
+        return random_words(draws, "blocks", (self.options.blocks, 2 * len(shape) + 1))
+
+    def _blocks(self, words: Numbers, shape: Sequence[int]) -> tuple[Numbers, Numbers]:
+        return random_blocks(words, shape, self.bounds(shape), self.options)
 
 
-class InnerCutout(Distortion):
+class InnerCutout(Blocks):
     """Fill random blocks: at 224 px 18 % of the image by the defaults.
 
     Source: Haghighi et al., "DiRA", CVPR 2022, arXiv:2204.10437, and its public code.
     """
 
-    def __init__(self, options: InnerCutoutOptions) -> None:
-        super().__init__()
-        self.options = options
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return (B, C, *S) with `fill` in the blocks."""
-        shape = images.shape[2:]
-        inside = covered(draws, shape, self._bounds(shape), self.options)
-        return images.masked_fill(inside, self.options.fill)
-
-    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
-        """Return what fills each image."""
-        blocks = block_places_of(draws, shape[1:], self._bounds(shape[1:]), self.options)
-        return [partial(fill_inside, blocks=those, fill=self.options.fill) for those in blocks]
-
-    def _bounds(self, shape: Sequence[int]) -> Bounds:
-        return [pixels(part, shape) for part in self.options.side]
-
-
-class OuterCutout(Distortion):
+class OuterCutout(Blocks):
     """Fill all but random blocks: at 224 px 23 % of the image by the defaults.
 
     Source: Haghighi et al., "DiRA", CVPR 2022, arXiv:2204.10437, and its public code.
     """
 
-    def __init__(self, options: OuterCutoutOptions) -> None:
-        super().__init__()
-        self.options = options
-
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return (B, C, *S) with `fill` outside the blocks."""
-        shape = images.shape[2:]
-        inside = covered(draws, shape, self._bounds(shape), self.options)
-        return images.masked_fill(~inside, self.options.fill)
-
-    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
-        """Return what fills each image."""
-        blocks = block_places_of(draws, shape[1:], self._bounds(shape[1:]), self.options)
-        return [partial(fill_outside, blocks=those, fill=self.options.fill) for those in blocks]
-
-    def _bounds(self, shape: Sequence[int]) -> Bounds:
-        return [pixels(part, shape) for part in self.options.side]
+    outside = True
 
 
-class NoiseInpaint(Distortion):
+class NoiseInpaint(Blocks):
     """Fill random blocks with noise.
 
     Source: Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912; one block as in TransVW.
     """
 
-    def __init__(self, options: NoiseInpaintOptions) -> None:
-        super().__init__()
-        self.options = options
+    options: NoiseInpaintOptions
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return (B, C, *S) with noise in the blocks."""
-        shape = images.shape[2:]
-        inside = covered(draws, shape, self._bounds(shape), self.options)
-        new = filling(draws, images.shape[1:], self.options.fill).whole()
-        return torch.where(inside, new, images)
-
-    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
-        """Return what fills the blocks of each image."""
-        blocks = block_places_of(draws, shape[1:], self._bounds(shape[1:]), self.options)
-        writers = filling(draws, shape, self.options.fill).writers()
-        both = zip(blocks, writers, strict=True)
-        return [partial(paint_inside, blocks=those, write=write) for those, write in both]
-
-    def _bounds(self, shape: Sequence[int]) -> Bounds:
+    def bounds(self, shape: Sequence[int]) -> Bounds:
+        """Return how large blocks are in images of a shape S."""
         return by_axis(self.options.sides, shape) or [
             [max(1, extent // by) for extent in shape] for by in self.options.side
         ]
 
 
-class NoiseOutpaint(Distortion):
+class NoiseOutpaint(Blocks):
     """Fill all but random blocks with noise.
 
     Source: Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912.
     """
 
-    def __init__(self, options: NoiseOutpaintOptions) -> None:
-        super().__init__()
-        self.options = options
+    options: NoiseOutpaintOptions
+    outside = True
 
-    def forward(self, images: Tensor, draws: Draws) -> Tensor:
-        """Return (B, C, *S) with noise outside the blocks."""
-        shape = images.shape[2:]
-        inside = covered(draws, shape, self._bounds(shape), self.options)
-        new = filling(draws, images.shape[1:], self.options.fill).whole()
-        return torch.where(inside, images, new)
-
-    def by_image(self, draws: Draws, shape: Sequence[int]) -> Sequence[Change] | None:
-        """Return what fills each image around its blocks."""
-        blocks = block_places_of(draws, shape[1:], self._bounds(shape[1:]), self.options)
-        writers = filling(draws, shape, self.options.fill).writers()
-        both = zip(blocks, writers, strict=True)
-        return [partial(paint_outside, blocks=those, write=write) for those, write in both]
-
-    def _bounds(self, shape: Sequence[int]) -> Bounds:
-        return by_axis(self.options.sides, shape) or [
-            pixels(part, shape) for part in self.options.side
-        ]
+    def bounds(self, shape: Sequence[int]) -> Bounds:
+        """Return how large blocks are in images of a shape S."""
+        return by_axis(self.options.sides, shape) or super().bounds(shape)
 
 
 @dataclass(frozen=True)
 class Number:
-    """The same number everywhere in an image, another in each: (B, 1, ...)."""
+    """One number everywhere in an image, its own in each: (B, 1, ...)."""
 
     values: Tensor
 
@@ -326,12 +269,15 @@ class Number:
 
 
 def filling(
-    draws: Draws, shape: Sequence[int], fill: Literal["noise", "constant"]
+    draws: Draws, shape: Sequence[int], fill: float | Literal["noise", "constant"]
 ) -> Noise | Number:
     """Return what takes the place of pixels of images (C, *S)."""
     if fill == "noise":
         return draws.noise("noise", shape)
-    return Number(draws.uniform("noise", shape=[1] * len(shape)))
+    one = [1] * len(shape)
+    if fill == "constant":
+        return Number(draws.uniform("noise", shape=one))
+    return Number(torch.full((draws.batch_size, *one), fill, device=draws.device))
 
 
 def fill_block(image: np.ndarray, place: Place, value: float) -> None:
@@ -347,9 +293,9 @@ def paint_inside(image: np.ndarray, blocks: Sequence[Place], write: Write) -> np
 
 
 def paint_outside(image: np.ndarray, blocks: Sequence[Place], write: Write) -> np.ndarray:
-    """Write everywhere into one image but into its blocks."""
-    kept = [image[block].copy() for block in blocks]
-    write(image, (slice(None),) * image.ndim)
-    for block, values in zip(blocks, kept, strict=True):
-        image[block] = values
-    return image
+    """Return an image that is written into everywhere but in the blocks of this one."""
+    painted = np.empty_like(image)
+    write(painted, (slice(None),) * image.ndim)
+    for block in blocks:
+        painted[block] = image[block]
+    return painted
