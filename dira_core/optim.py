@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dira_core.lars import LARS
 from dira_core.optimizer_options import Optimizer as OptimizerOptions
@@ -69,12 +70,12 @@ def build_optimizer(
     described = [part for group in groups for part in _parts(group, lr, options)]
     if options.name == "lars":
         return LARS(described, lr=lr, momentum=options.momentum, trust=options.trust)
-    # on a CPU fused rules gain nothing and step even where fp16 overflowed
-    fused = all(p.device.type == "cuda" for group in described for p in group["params"])
     if options.name == "sgd":
+        # torch 2.14 has no fused SGD of sharded weights
+        fused = not any(isinstance(p, DTensor) for group in described for p in group["params"])
         return torch.optim.SGD(described, lr=lr, momentum=options.momentum, fused=fused)
     rule = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
-    return rule(described, lr=lr, betas=options.betas, fused=fused)
+    return rule(described, lr=lr, betas=options.betas, fused=True)
 
 
 def _parts(

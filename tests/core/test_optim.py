@@ -164,10 +164,11 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 def test_by_default_a_rule_is_torchs_own_over_the_groups_as_given(name: str) -> None:
     net, other = network(), network()
     optimizer = build(net, name=name, momentum=0.8, betas=(0.5, 0.9))
+    common: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.01, "fused": True}
     theirs: dict[str, torch.optim.Optimizer] = {
-        "sgd": torch.optim.SGD(other.parameters(), 0.1, momentum=0.8, weight_decay=0.01),
-        "adam": torch.optim.Adam(other.parameters(), 0.1, (0.5, 0.9), weight_decay=0.01),
-        "adamw": torch.optim.AdamW(other.parameters(), 0.1, (0.5, 0.9), weight_decay=0.01),
+        "sgd": torch.optim.SGD(other.parameters(), momentum=0.8, **common),
+        "adam": torch.optim.Adam(other.parameters(), betas=(0.5, 0.9), **common),
+        "adamw": torch.optim.AdamW(other.parameters(), betas=(0.5, 0.9), **common),
     }
     (group,) = optimizer.param_groups
     assert [id(p) for p in group["params"]] == [id(p) for p in net.parameters()]

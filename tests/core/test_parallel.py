@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from world import WORLD, together
 
+from dira_core.optim import build_optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_core.parallel import (
     Alone,
     Replicated,
@@ -144,3 +146,22 @@ def test_sharded_weights_may_be_moved_by_ordinary_tensors_while_changing(tmp_pat
 
     for found in together(tmp_path, work):
         assert torch.equal(found["weight"], network()[0].weight * 0.5)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])
+def test_every_rule_moves_shards_as_it_moves_the_whole(tmp_path: Path, name: str) -> None:
+    options = Optimizer(name=name, lr=0.1, lr_batch=None)
+
+    def trained(strategy: Strategy) -> dict[str, Tensor]:
+        share = wrapped(network(), strategy)
+        optimizer = build_optimizer([{"params": share.module.parameters()}], options, 1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            gradients(share.module, share.called, rows())
+            optimizer.step()
+        return strategy.whole(share.module).state_dict()
+
+    alone = trained(Alone())
+    for found in together(tmp_path, lambda rank: trained(Sharded())):
+        for key, expected in alone.items():
+            torch.testing.assert_close(found[key], expected)
