@@ -15,6 +15,7 @@ from dira_core.distributed import world_size
 from dira_core.donor import Donor
 from dira_core.errors import RecipeError
 from dira_core.nn.recompute import recompute
+from dira_core.nn.small_maps import for_small_maps
 from dira_core.nn.sync_norm import synchronise
 from dira_core.optim import build_optimizer
 from dira_core.parallel import Sharded, chosen_strategy, wrapped
@@ -178,8 +179,13 @@ def repeatable() -> None:
 
 
 def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
-    """Move a module to a device, its convolution weights in channels-last order if asked."""
+    """Move a module to a device, its convolution weights in channels-last order if asked.
+
+    On a CPU its convolutions learn the quicker way with small maps.
+    """
     module.to(device)
+    if device.type == "cpu":
+        for_small_maps(module)
     if channels_last:
         for parameter in module.parameters():
             if parameter.dim() in (4, 5):
