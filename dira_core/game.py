@@ -14,6 +14,7 @@ from dira_core.distributed import rank, world_size
 from dira_core.errors import RecipeError
 from dira_core.evaluate import Pause, Sample, SourceFeatures, examine, held_out, probe
 from dira_core.export import write_weights
+from dira_core.memory import keep_freed
 from dira_core.pictures import contact_sheet
 from dira_core.precision import (
     Precision,
@@ -47,6 +48,8 @@ class Game:
         self.settings = settings
         if settings.train.deterministic:
             repeatable()
+        if device.type == "cpu":
+            keep_freed()
         if trio.discriminator is not None:
             with seeded(settings.seed, "prepare"):
                 trio.discriminator.prepare(len(source))

@@ -73,7 +73,10 @@ def build_optimizer(
     if options.name == "sgd":
         # torch 2.14 has no fused SGD of sharded weights
         fused = not any(isinstance(p, DTensor) for group in described for p in group["params"])
-        return torch.optim.SGD(described, lr=lr, momentum=options.momentum, fused=fused)
+        sgd = torch.optim.SGD(described, lr=lr, momentum=options.momentum, fused=fused)
+        # where fp16 overflows in the first step, its fused momentum would start from garbage
+        sgd._step_supports_amp_scaling = False
+        return sgd
     rule = torch.optim.Adam if options.name == "adam" else torch.optim.AdamW
     return rule(described, lr=lr, betas=options.betas, fused=True)
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from dira_core.errors import RecipeError
+from dira_core.optim import build_optimizer
+from dira_core.optimizer_options import Optimizer
 from dira_core.precision import (
     Precision,
     resolve_device,
@@ -78,17 +80,27 @@ def test_fp16_gradients_are_unscaled_before_the_step() -> None:
     torch.testing.assert_close(*steps)
 
 
-def test_an_overflowing_fp16_step_is_left_out_and_halves_the_scale() -> None:
-    layer = nn.Linear(1, 1)
-    before = layer.weight.detach().clone()
-    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
-    precision = Precision("fp16", CPU)
-    precision.backward(layer(torch.ones(1, 1)).sum() * 3e38)
-    scale = precision.state_dict()["scale"]
-    precision.unscale(optimizer)
-    precision.step([optimizer])
-    assert torch.equal(layer.weight, before)
-    assert precision.state_dict()["scale"] == scale / 2
+@pytest.mark.parametrize("rule", ["sgd", "adam", "adamw", "lars"])
+def test_an_overflowing_fp16_step_halves_the_scale_and_leaves_no_other_trace(rule: str) -> None:
+    """The first step of all: torch's fused SGD would take what lies in memory for its momentum."""
+    learned = []
+    for slopes in ([3e38, 1.0], [1.0]):
+        torch.manual_seed(0)
+        layer = nn.Linear(300, 300)
+        groups = [{"params": layer.parameters()}]
+        optimizer = build_optimizer(groups, Optimizer(name=rule, lr=0.1, lr_batch=None), 1)
+        precision = Precision("fp16", CPU)
+        for slope in slopes:
+            before, scale = layer.weight.detach().clone(), precision.state_dict()["scale"]
+            optimizer.zero_grad()
+            precision.backward(layer(torch.ones(1, 300)).sum() * slope)
+            precision.unscale(optimizer)
+            precision.step([optimizer])
+            overflows = slope > 1
+            assert torch.equal(layer.weight, before) == overflows
+            assert precision.state_dict()["scale"] == (scale / 2 if overflows else scale)
+        learned.append(layer.weight.detach())
+    assert torch.equal(*learned)
 
 
 def test_the_scale_survives_a_checkpoint() -> None:
