@@ -48,7 +48,7 @@ def launched() -> bool:
     return all(name in os.environ for name in LAUNCHED)
 
 
-def gather_rows(tensor: Tensor) -> Tensor:
+def gather_rows(tensor: Tensor, *, same_loss: bool = False) -> Tensor:
     """Join the rows of all processes, in the order of their ranks: (B, ...) -> (world * B, ...).
 
     The gradient is exact: rows get what the losses of all processes ask of them, added up. With a
@@ -57,8 +57,10 @@ def gather_rows(tensor: Tensor) -> Tensor:
 
     Args:
         tensor: Equally many rows on every process.
+        same_loss: Say that every process computes one and the same loss of the rows. Then all ask
+            the same of them, and the gradient is known without another exchange.
     """
-    return tensor if world_size() == 1 else cast(Tensor, _Gather.apply(tensor))
+    return tensor if world_size() == 1 else cast(Tensor, _Gather.apply(tensor, same_loss))
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
@@ -119,18 +121,22 @@ class _Gather(torch.autograd.Function):
     """All-gather, whose gradient is the rank's part of an all-reduce."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, same_loss: bool) -> Tensor:
+        ctx.same_loss = same_loss
         everyone = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
         in_order("gather_rows", tensor)
         _all_gather(everyone, tensor.contiguous())
         return everyone
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        n = dist.get_world_size()
+        if ctx.same_loss:
+            return n * gradients[0].chunk(n)[dist.get_rank()], None
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         in_order("gradient of gather_rows", total)
         dist.all_reduce(total)
-        return total.chunk(dist.get_world_size())[dist.get_rank()]
+        return total.chunk(n)[dist.get_rank()], None
 
 
 class _Sum(torch.autograd.Function):

@@ -47,13 +47,12 @@ def scale(recipe: Recipe, rounds: int, processes: Sequence[int], cores: int) -> 
         if most > 1:
             two = {
                 work: Team(work, 2, max(1, cores // 2), "ddp", file)
-                for work in ("gather", "gather and back", "all-reduce")
+                for work in ("gather", "all-reduce")
             }
             exchange = measured(two, rounds)
             found["exchange of 2, 128 x 8192"] = spread(exchange)
-            found["times cheaper than the all-reduce"] = {
-                name: ratio(exchange, "all-reduce", name) for name in ("gather", "gather and back")
-            }
+            cheaper = ratio(exchange, "all-reduce", "gather")
+            found["times cheaper than the all-reduce"] = {"gather": cheaper}
             arms = {
                 name: Team("teacher", n, max(1, cores // n), strategy, file)
                 for name, n, strategy in arrangements([1, 2], cores)

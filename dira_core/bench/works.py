@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from dira_core.bench.contests import MOMENTUM, mocov2_students
 from dira_core.bench.step import advance
@@ -34,21 +34,9 @@ def whole_step(recipe: Recipe, strategy: str) -> Work:
 
 def gathered_embeddings(recipe: Recipe, strategy: str) -> Work:
     """Gather the embeddings of two views, with the way back of their gradients."""
-    views = [torch.randn(ROWS // world_size(), DIM, requires_grad=True) for _ in range(2)]
-    pull = torch.randn(ROWS, DIM)
-
-    def work() -> list[Tensor | None]:
-        for view in views:
-            gather_rows(view).backward(pull)  # type: ignore[no-untyped-call]
-        return [view.grad for view in views]
-
-    return work
-
-
-def gathered_forward(recipe: Recipe, strategy: str) -> Work:
-    """Gather the embeddings of two views."""
-    views = [torch.randn(ROWS // world_size(), DIM) for _ in range(2)]
-    return lambda: [gather_rows(view) for view in views]
+    views = torch.randn(ROWS // world_size(), 2, DIM, requires_grad=True)
+    pull = torch.randn(ROWS, 2, DIM)
+    return lambda: torch.autograd.grad(gather_rows(views, same_loss=True), views, pull)
 
 
 def reduced_correlation(recipe: Recipe, strategy: str) -> Work:
@@ -81,8 +69,7 @@ def teacher_update(recipe: Recipe, strategy: str) -> Work:
 
 WORKS: Mapping[str, Callable[[Recipe, str], Work]] = {
     "step": whole_step,
-    "gather": gathered_forward,
-    "gather and back": gathered_embeddings,
+    "gather": gathered_embeddings,
     "all-reduce": reduced_correlation,
     "teacher": teacher_update,
 }

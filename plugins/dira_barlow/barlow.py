@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dira_barlow import BarlowOptions
 from dira_core import (
     Backbone,
@@ -36,5 +38,6 @@ class Barlow(Discriminator):
 
     def forward(self, encodings: Encodings) -> Objective:
         z1, z2 = (self.projector(encodings[view].pooled) for view in range(2))
-        loss = barlow_twins(gather_rows(z1), gather_rows(z2), self._options.lambd)
+        rows = gather_rows(torch.stack([z1, z2], dim=1), same_loss=True)
+        loss = barlow_twins(rows[:, 0], rows[:, 1], self._options.lambd)
         return Objective(self._options.scale * loss, embedding=z1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from dira_core import Backbone, Discriminator, Encodings, Objective, gather_rows, mlp, nt_xent
 from dira_simclr import SimCLROptions
 
@@ -28,5 +30,6 @@ class SimCLR(Discriminator):
 
     def forward(self, encodings: Encodings) -> Objective:
         z1, z2 = (self.projector(encodings[view].pooled) for view in range(2))
-        loss = nt_xent(gather_rows(z1), gather_rows(z2), self._temperature)
+        rows = gather_rows(torch.stack([z1, z2], dim=1), same_loss=True)
+        loss = nt_xent(rows[:, 0], rows[:, 1], self._temperature)
         return Objective(loss, embedding=z1)

@@ -48,7 +48,10 @@ def test_rows_are_joined_in_the_order_of_the_ranks_and_keep_their_type(tmp_path:
         assert torch.equal(found["index"], index)
 
 
-def test_gradients_averaged_over_processes_are_those_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("same_loss", [False, True])
+def test_gradients_averaged_over_processes_are_those_of_one(
+    tmp_path: Path, same_loss: bool
+) -> None:
     """The loss mixes rows of both processes, so that a gradient lost on the way shows."""
     whole, weight = rows(6, 4), rows(4, 4)
 
@@ -58,7 +61,8 @@ def test_gradients_averaged_over_processes_are_those_of_one(tmp_path: Path) -> N
     def gradient(z_of: Tensor, gathered: bool) -> Tensor:
         w = weight.clone().requires_grad_()
         z = z_of @ w
-        (found,) = torch.autograd.grad(loss(gather_rows(z) if gathered else z), [w])
+        rows_of_all = gather_rows(z, same_loss=same_loss) if gathered else z
+        (found,) = torch.autograd.grad(loss(rows_of_all), [w])
         return found
 
     def work(rank: int) -> dict[str, Tensor]:
