@@ -37,7 +37,8 @@ def save(recipe: Recipe, rounds: int, place: Path) -> dict[str, Any]:
     crops = next(game.loader.batches(0, 0, 0))
     game.trainer.train_step([crops])  # its optimizers have their state now
     cores = Cores()
-    with tempfile.TemporaryDirectory(dir=place) as folder, uncollected():
+    hidden = tempfile.TemporaryDirectory(dir=place, prefix=".dira-bench-")
+    with hidden as folder, uncollected():
         saves = Saves(game.trainer, crops, Path(folder))
         timings = alternate(saves.arms(), rounds)
         on_disk = sum(file.stat().st_size for file in saves.newest().iterdir())
