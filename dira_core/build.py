@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch._functorch import config as functorch_config
 
 from dira_core.components import Choice, Kind
 from dira_core.distributed import world_size
@@ -167,6 +168,8 @@ def adapt(parts: Sequence[Backbone | Restorer], settings: Settings) -> None:
         if settings.train.recompute:
             recompute(part.segments())
         if settings.train.compile:
+            # else a graph can be gone through once: gradients of single objectives go first
+            functorch_config.donated_buffer = False
             part.compile()
 
 

@@ -23,7 +23,7 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         """Convolve (B, C, H, W)."""
-        if not (self.weight.requires_grad and torch.is_grad_enabled() and self._applies(images)):
+        if torch.compiler.is_compiling() or not self._applies(images):
             return super().forward(images)
         bias = None if self.bias is None else self.bias.bfloat16()
         found: Tensor = _Convolution.apply(
@@ -32,7 +32,8 @@ class SmallMapConv2d(nn.Conv2d):
         return found
 
     def _applies(self, images: Tensor) -> bool:
-        if not torch.is_autocast_enabled("cpu"):
+        learns = self.weight.requires_grad and torch.is_grad_enabled()
+        if not (learns and torch.is_autocast_enabled("cpu")):
             return False
         sides = zip(images.shape[2:], self.stride, strict=True)
         cells = math.prod(math.ceil(side / stride) for side, stride in sides)
