@@ -18,7 +18,7 @@ import pytest
 from kit import SMALL, kit
 
 from dira_core.launch import GRACE_S
-from dira_core.runfolder import read_lines
+from dira_core.lines import read_lines
 from dira_core.signals import EXIT_PREEMPTED
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
