@@ -1,22 +1,20 @@
-"""The folder of one run: one owner, its recipe, its status, its logs, its checkpoints."""
+"""The folder of one run: one owner, its recipe, its status, its checkpoints."""
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import logging
-import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from dira_core.errors import DiraError, RunFolderError
-from dira_core.files import TEMPORARY, sync, unused, write_atomic, writing
+from dira_core.files import TEMPORARY, unused, write_atomic, writing
+from dira_core.lines import Value, finite, parsed
 from dira_core.lock import Lock
 
 if TYPE_CHECKING:
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("dira")
 
 Status = Literal["running", "preempted", "failed", "diverged", "done"]
-Value = float | int | str | bool | None
 
 JOB = "TORCHELASTIC_RUN_ID"
 """Environment variable that torch's launcher sets: the same for all processes of a job."""
@@ -70,12 +67,7 @@ class RunFolder:
                 raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
     @functools.cached_property
@@ -112,7 +104,7 @@ class RunFolder:
             reason: Why, in one line; empty where the word says enough.
             numbers: Anything else worth knowing, for example the step.
         """
-        content: dict[str, Value] = {"status": status, "reason": reason, **_finite(numbers)}
+        content: dict[str, Value] = {"status": status, "reason": reason, **finite(numbers)}
         if job := this_job():
             content["job"] = job
         if status != "done":
@@ -171,103 +163,6 @@ class RunFolder:
         self.checkpoints.sweep()
 
 
-class NoLines:
-    """Keep no lines: the first process of a run does."""
-
-    def append(self, line: Mapping[str, Value]) -> None:
-        """Do nothing."""
-
-    def position(self) -> int:
-        """Return 0."""
-        return 0
-
-    def sync(self) -> None:
-        """Do nothing."""
-
-    def truncate(self, position: int) -> None:
-        """Do nothing."""
-
-
-class Lines:
-    """Append JSON lines that a killed process, a full disk or a resumed run cannot garble.
-
-    Each line is one write. Where lines cannot be written they are dropped, with one warning.
-
-    Args:
-        path: The file; made with the first line.
-
-    Attributes:
-        dropped: Lines that could not be written.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.dropped = 0
-        self._path = path
-
-    def append(self, line: Mapping[str, Value]) -> None:
-        """Write one object; JSON has no word for NaN and infinity, they become null."""
-        data = json.dumps(_finite(line), allow_nan=False).encode() + b"\n"
-        try:
-            self._write(data)
-        except OSError as error:
-            if not self.dropped:
-                logger.warning(
-                    "%s: cannot be written (%s); lines are dropped until it can",
-                    self._path.name,
-                    error.strerror,
-                )
-            self.dropped += 1
-
-    def position(self) -> int:
-        """Return the length in bytes of what was appended, to `truncate` to on resume."""
-        return self._path.stat().st_size if self._path.exists() else 0
-
-    def sync(self) -> None:
-        """Wait until what was appended is on disk: before a checkpoint that knows the position.
-
-        Raises:
-            ResourceError: No space is left for it.
-        """
-        with writing(self._path.parent, 0):
-            if self._path.exists():
-                sync(self._path)
-
-    def truncate(self, position: int) -> None:
-        """Forget what was appended after `position`, and a torn last line."""
-        with writing(self._path.parent, 0):
-            kept = self._path.read_bytes()[:position] if self._path.exists() else b""
-            if missing := position - len(kept):
-                logger.warning("%s lacks %d bytes that it once had", self._path.name, missing)
-            if self._path.exists():
-                os.truncate(self._path, kept.rfind(b"\n") + 1)
-
-    def _write(self, data: bytes) -> None:
-        """Append all bytes or none."""
-        file = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            before = os.fstat(file).st_size
-            if os.write(file, data) < len(data):
-                os.ftruncate(file, before)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        finally:
-            os.close(file)
-
-
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON-lines file; a last line that is still being written is left out.
-
-    Raises:
-        RunFolderError: Another line is no JSON object.
-    """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            yield _object(line, f"line {number} of {path.name}")
-
-
 def changes_of(path: Path, now: Mapping[str, Any]) -> list[str]:
     """Return what an environment.json says otherwise than an environment: "threads 1 -> 2"."""
     before = _read_object(path)
@@ -307,25 +202,9 @@ def this_job() -> str | None:
     return None if job == "none" else job
 
 
-def _finite(numbers: Mapping[str, Value]) -> dict[str, Value]:
-    return {
-        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in numbers.items()
-    }
-
-
 def _encoded(content: Mapping[str, Any]) -> bytes:
     return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    return _object(path.read_bytes(), path.name) if path.exists() else {}
-
-
-def _object(data: bytes, name: str) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise RunFolderError(f"{name} is damaged, it is no JSON: remove it") from error
-    if not isinstance(content, dict):
-        raise RunFolderError(f"{name} is damaged, it is no JSON object: remove it")
-    return content
+    return parsed(path.read_bytes(), path.name) if path.exists() else {}

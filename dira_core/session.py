@@ -17,10 +17,11 @@ from dira_core.distributed import from_first, gathered, highest, rank, world_siz
 from dira_core.errors import CheckpointError, DataError, DiraError, DivergedError, PluginError
 from dira_core.files import write_atomic
 from dira_core.health import Health
+from dira_core.lines import Lines, NoLines
 from dira_core.pace import Pace
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
-from dira_core.runfolder import Lines, NoLines, RunFolder
+from dira_core.runfolder import RunFolder
 from dira_core.saving import Saver
 from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop

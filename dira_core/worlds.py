@@ -8,6 +8,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import closing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ def run_in_processes(work: Callable[[int], Tensors], processes: int) -> list[Ten
     Raises:
         RuntimeError: One of them raised; its traceback is on stderr.
     """
+    import_module("torch._inductor")  # optimizers load it: once here, not once in every process
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         members = [_fork(work, rank, processes, folder) for rank in range(processes)]

@@ -18,7 +18,7 @@ import pytest
 from kit import SMALL, kit
 
 from dira_core.launch import GRACE_S
-from dira_core.runfolder import read_lines
+from dira_core.lines import read_lines
 from dira_core.signals import EXIT_PREEMPTED
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -101,27 +101,7 @@ SCRIPTS = [("one-node", 1, 2), ("several-nodes", 2, 1)]
 
 
 @pytest.mark.parametrize(("name", "nodes", "processes"), SCRIPTS)
-def test_a_slurm_job_trains_on_all_its_nodes(
-    environment: dict[str, str], name: str, nodes: int, processes: int
-) -> None:
-    slurm = {
-        "SLURM_JOB_ID": str(free_port()),
-        "SLURM_NNODES": str(nodes),
-        "SLURM_JOB_NODELIST": "localhost,other",
-        "SLURM_GPUS_ON_NODE": str(processes),
-    }
-    words = ["bash", str(EXAMPLES / f"slurm/{name}.sbatch"), *SMALL, "--batch-size", "2"]
-    [(code, said)] = ended([started(words, environment | slurm)])
-    assert code == 0, said
-    status = only_run()
-    assert (status["status"], status["job"]) == ("done", slurm["SLURM_JOB_ID"])
-    [folder] = Path("runs").iterdir()
-    assert processes_of(folder) == 2
-    assert not Path("requeued").exists()
-
-
-@pytest.mark.parametrize(("name", "nodes", "processes"), SCRIPTS)
-def test_a_slurm_job_saves_before_its_time_is_up_is_queued_again_and_goes_on(
+def test_a_slurm_job_on_all_its_nodes_saves_before_its_time_is_up_and_goes_on(
     environment: dict[str, str], name: str, nodes: int, processes: int
 ) -> None:
     slurm = {
@@ -138,13 +118,17 @@ def test_a_slurm_job_saves_before_its_time_is_up_is_queued_again_and_goes_on(
     job.send_signal(signal.SIGUSR1)
     [(code, said)] = ended([job])
     assert code == EXIT_PREEMPTED, said
-    assert Path("requeued").read_text() == f"requeue {slurm['SLURM_JOB_ID']}\n"
+    once = f"requeue {slurm['SLURM_JOB_ID']}\n"
+    assert Path("requeued").read_text() == once
     [folder] = Path("runs").iterdir()
     assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
     [(code, said)] = ended([started(words, environment | slurm)])
     assert code == 0, said
     assert "resumed from step-" in said
-    assert only_run(160)["status"] == "done"
+    status = only_run(160)
+    assert (status["status"], status["job"]) == ("done", slurm["SLURM_JOB_ID"])
+    assert processes_of(folder) == 2
+    assert Path("requeued").read_text() == once  # not again at its end
 
 
 def test_scripts_say_when_to_signal_and_that_they_may_be_queued_again() -> None:

@@ -61,9 +61,8 @@ def command_line() -> typer.Typer:
     app.add_typer(plugins.app, name="plugins")
     app.add_typer(data.app, name="data")
     app.add_typer(bench.app, name="bench")
-    ours = {"run", "verify", "config", "transfer", "targets", "localize", "study", "report"}
-    ours |= {"export", "import"}
-    ours |= {"plugins", "data", "bench"}
+    ours = {verb.name for verb in app.registered_commands}
+    ours |= {group.name for group in app.registered_groups}
     for command in installed().commands():
         wrong = "the engine has a verb of that name" if command.name in ours else _flaw(command)
         if wrong:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -30,12 +30,34 @@ def described(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in losses.items())
 
 
-class Terminal:
+class Bar:
+    """A progress bar on stderr, and lines above it; without a terminal, lines alone.
+
+    Args:
+        columns: Of the bar.
+    """
+
+    def __init__(self, *columns: ProgressColumn) -> None:
+        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def said(self, message: str) -> None:
+        """Print one line above the bar."""
+        self._console.print(message)
+
+
+class Terminal(Bar):
     """Show a run's progress, losses and messages; a context manager."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self._bar = Progress(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -43,23 +65,9 @@ class Terminal:
             TextColumn("eta"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("starting", total=None, losses="")
         self._printed = 0.0
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
 
     def stepped(
         self, progress: RunProgress, metrics: Mapping[str, float], speed: Mapping[str, float]
@@ -78,14 +86,10 @@ class Terminal:
         now = time.monotonic()
         if self._bar.disable and (last or now - self._printed >= SECONDS_BETWEEN_LINES):
             self._printed = now
-            self._console.print(f"{epoch}  step {progress.step}/{progress.total_steps}  {losses}")
-
-    def said(self, message: str) -> None:
-        """Print one line above the bar."""
-        self._console.print(message)
+            self.said(f"{epoch}  step {progress.step}/{progress.total_steps}  {losses}")
 
 
-class Jobs:
+class Jobs(Bar):
     """Show how the jobs of a study get on; a context manager.
 
     Args:
@@ -94,33 +98,18 @@ class Jobs:
     """
 
     def __init__(self, total: int, done: int) -> None:
-        self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self._bar = Progress(
+        super().__init__(
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(),
             TextColumn("{task.description}", markup=False),
-            console=self._console,
-            disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("", total=total, completed=done)
         self._began: dict[str, float] = {}
         if done:
-            self._console.print(f"{done} of {total} jobs are done already")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+            self.said(f"{done} of {total} jobs are done already")
 
     def began(self, job: Job) -> None:
         """Name the jobs at work."""
@@ -130,5 +119,5 @@ class Jobs:
     def ended(self, job: Job, failure: str) -> None:
         """Print how a job ended, and move the bar."""
         seconds = time.monotonic() - self._began.pop(job.name)
-        self._console.print(f"{job.name}  {failure or 'done'}  {seconds:.0f} s")
+        self.said(f"{job.name}  {failure or 'done'}  {seconds:.0f} s")
         self._bar.update(self._task, advance=1, description=", ".join(self._began))

@@ -14,11 +14,12 @@ from dira_core import toml
 from dira_core.errors import DiraError
 from dira_core.files import digest
 from dira_core.health import SIGNS
+from dira_core.lines import read_lines
 from dira_core.report.charts import Points, curves
 from dira_core.report.page import Chart, Page, Section
 from dira_core.report.pictures import pictures
 from dira_core.revival import parts_of
-from dira_core.runfolder import ENVIRONMENT, RECIPE, STATUS, read_lines
+from dira_core.runfolder import ENVIRONMENT, RECIPE, STATUS
 
 METRICS = "metrics.jsonl"
 

@@ -12,7 +12,7 @@ from parts import outcome, small_run, small_settings, small_trio
 
 from dira_core.api import pretrain
 from dira_core.errors import CheckpointError, DataError, DivergedError, RunFolderError
-from dira_core.runfolder import read_lines
+from dira_core.lines import read_lines
 from dira_core.testing import TinySource
 from dira_core.types import Image
 

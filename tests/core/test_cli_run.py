@@ -14,9 +14,9 @@ import dira_core
 from dira_core.cli.run import resumed
 from dira_core.errors import RecipeError
 from dira_core.layering import Layer
+from dira_core.lines import read_lines
 from dira_core.recipe import Recipe, to_toml
 from dira_core.resolving import resolve
-from dira_core.runfolder import read_lines
 from dira_core.settings import Train
 
 

@@ -17,8 +17,8 @@ from dira_core import pace
 from dira_core.api import pretrain
 from dira_core.data.dataset import Making
 from dira_core.data.loader import Loader
+from dira_core.lines import read_lines
 from dira_core.pace import IN_TIME, Pace, in_words
-from dira_core.runfolder import read_lines
 from dira_core.testing import TinySource
 from dira_core.types import Image
 

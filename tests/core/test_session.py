@@ -23,8 +23,8 @@ from torch import Tensor
 from dira_core import Discriminator, Encodings, Objective, Progress, pace
 from dira_core.api import Result, pretrain
 from dira_core.errors import CheckpointError, DivergedError, PluginError
+from dira_core.lines import read_lines
 from dira_core.plugins import installed
-from dira_core.runfolder import read_lines
 from dira_core.testing import TinySource
 from dira_core.trio import Trio
 

@@ -20,8 +20,8 @@ from dira_core import Adversary, Discriminator, Encodings, Objective, Restorer, 
 from dira_core.api import pretrain
 from dira_core.data.dataset import Crops
 from dira_core.game import Game
+from dira_core.lines import read_lines
 from dira_core.roles import FeaturePass
-from dira_core.runfolder import read_lines
 from dira_core.settings import Settings
 from dira_core.testing import TinySource
 from dira_core.trainer import Setback, Trainer, seed_step

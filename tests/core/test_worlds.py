@@ -62,7 +62,7 @@ def test_two_processes_train_as_one_does(name: str, strategy: str, accumulate: i
     dims = installed().find("discriminator", name).dims
     if 2 not in dims:
         values |= {"data": {"name": "phantom3d", "n": 120}, "backbone": "unet3d"}
-        values["views"]["size"] = 24
+        values["views"]["size"] = 16
     double = 2 in dims  # volumes in float64 take minutes
     check_world_size(values, parts(accumulate, min(dims)), double=double)
 

@@ -15,9 +15,9 @@ from dira_core import Adversary, Discriminator, Encodings, Objective, Pyramid, R
 from dira_core.api import pretrain
 from dira_core.build import build_trio, seeded
 from dira_core.layering import Layer
+from dira_core.lines import read_lines
 from dira_core.plugins import installed
 from dira_core.resolving import resolve
-from dira_core.runfolder import read_lines
 from dira_core.testing import TinyBackbone, TinySource
 from dira_core.trio import Trio
 

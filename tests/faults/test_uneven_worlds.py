@@ -22,9 +22,9 @@ from dira_core.data.dataset import Crops
 from dira_core.data.loader import Loader
 from dira_core.errors import DataError, RecipeError, RunFolderError
 from dira_core.layering import Layer
+from dira_core.lines import read_lines
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
-from dira_core.runfolder import read_lines
 from dira_core.testing import TinySource
 from dira_core.trainer import Trainer
 

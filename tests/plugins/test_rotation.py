@@ -14,9 +14,9 @@ from torch import Tensor
 from dira_core import Batch, Discriminator, Distortion, Draws, Encodings, RecipeError, Trio
 from dira_core.api import pretrain
 from dira_core.layering import Layer
+from dira_core.lines import read_lines
 from dira_core.plugins import make
 from dira_core.resolving import resolve
-from dira_core.runfolder import read_lines
 from dira_core.testing import TinyBackbone, TinySource, choice
 from dira_core.view_options import Views
 
