@@ -20,6 +20,7 @@ from dira_core.draws import shuffled
 from dira_core.errors import CheckpointError, DivergedError
 from dira_core.evaluate import evaluating
 from dira_core.files import writing
+from dira_core.memory import keep_freed
 from dira_core.optim import build_optimizer, like_parameters, set_lr
 from dira_core.optimizer_state import flatten_optimizer, unflatten_optimizer
 from dira_core.precision import Precision
@@ -109,6 +110,8 @@ class FineTuning:
         self.split, self.plan, self.precision = split, plan, precision
         self.training = training_on(split, plan.training)
         place(network, precision.device, channels_last=plan.channels_last)
+        if precision.device.type == "cpu":
+            keep_freed()
         self._optimizer = build_optimizer(
             [{"params": trainable([network])}], self.training.optimizer, self.training.batch_size
         )
