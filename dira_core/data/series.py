@@ -15,7 +15,8 @@ import numpy as np
 from pydicom import Dataset
 
 from dira_core.data import MAX_VALUES, Decoded
-from dira_core.data.dicom import MONOCHROME, describe, group, image_of, parse
+from dira_core.data.dicom import MONOCHROME, describe, image_of, parse
+from dira_core.data.dicomvalues import group
 from dira_core.data.volumes import LPS, affine_of, volume
 from dira_core.errors import DataError
 

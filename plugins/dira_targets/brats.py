@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from dira_core import DataError, Draws, FileMasks, FileSource, Image, Source
-from dira_targets import BratsOptions
 from dira_targets.files import found_below, source, tally
+from dira_targets.options import BratsOptions
 
 MODALITIES = ("flair", "t1", "t1ce", "t2")
 END, FOLDS = "_seg.nii.gz", 3

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from dira_core import DataError, Draws, FileSource, Image, Labels, Source, read_csv
-from dira_targets import CandidatesOptions, Luna16Options
 from dira_targets.files import columns, source, tally
+from dira_targets.options import CandidatesOptions, Luna16Options
 
 LPS = np.array([-1.0, -1.0, 1.0])
 """Turns coordinates towards left, back and head into those of `Image.affine`."""

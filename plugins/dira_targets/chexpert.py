@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from dira_core import DataError, Draws, Labels
-from dira_targets import CheXpertOptions
 from dira_targets.files import columns, first_file, source, tally
+from dira_targets.options import CheXpertOptions
 
 FINDINGS = (
     "No Finding",

@@ -14,9 +14,9 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from dira_core import DataError, Masks
-from dira_targets import LidcOptions
 from dira_targets.candidates import LPS, Candidates
 from dira_targets.files import all_below, source, tally
+from dira_targets.options import LidcOptions
 from dira_targets.readings import Reading, bounds, filled, nodules, read_scan
 
 LAST = {"train": 510, "validation": 610}

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from dira_core import DataError, Labels
-from dira_targets import Luna16Options
 from dira_targets.candidates import LPS, Listed, labelled, numbers
 from dira_targets.files import columns, first_file, found_below, source
+from dira_targets.options import Luna16Options
 
 PARTS = {**dict.fromkeys("01234", "train"), **dict.fromkeys("56", "validation")}
 """Of subsets, as in Models Genesis; 7 to 9 are tested."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from dira_core import DataError, Masks, mask_pixels
-from dira_targets import MontgomeryOptions
 from dira_targets.files import found_below, source
+from dira_targets.options import MontgomeryOptions
 
 IMAGES, LEFT, RIGHT = "CXR_png", "ManualMask/leftMask", "ManualMask/rightMask"
 

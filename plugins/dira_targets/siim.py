@@ -13,8 +13,8 @@ import pydicom
 from pydicom.errors import InvalidDicomError
 
 from dira_core import DataError, Masks
-from dira_targets import SiimOptions
 from dira_targets.files import columns, first_file, found_below, source, tally
+from dira_targets.options import SiimOptions
 
 FILES = ("stage_2_train.csv", "train-rle.csv", "stage_1_train.csv")
 TEST = "dicom-images-test"

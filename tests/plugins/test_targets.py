@@ -15,10 +15,11 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 from dira_core import measure_transfer, transfer_plan
 from dira_core.errors import DataError
 from dira_core.transfer.splits import split
-from dira_targets import CheXpertOptions, MontgomeryOptions, SiimOptions, chestxray14
+from dira_targets import chestxray14
 from dira_targets import chexpert as chexpert_module
 from dira_targets.chestxray14 import FINDINGS
 from dira_targets.montgomery import read as read_montgomery
+from dira_targets.options import CheXpertOptions, MontgomeryOptions, SiimOptions
 from dira_targets.siim import drawn_runs
 from dira_targets.siim import read as read_siim
 

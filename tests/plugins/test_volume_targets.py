@@ -14,7 +14,6 @@ from volumes import noise, write_series
 from dira_core import measure_transfer, transfer_plan
 from dira_core.errors import DataError
 from dira_core.transfer.splits import split
-from dira_targets import BratsOptions, CandidatesOptions, LidcOptions, Luna16Options
 from dira_targets.brats import read as read_brats
 from dira_targets.brats import thirds
 from dira_targets.candidates import cut_out, thinned
@@ -23,6 +22,7 @@ from dira_targets.lidc import Plane, drawn_reading
 from dira_targets.lidc import read as read_lidc
 from dira_targets.lits import read as read_lits
 from dira_targets.luna16 import read as read_luna16
+from dira_targets.options import BratsOptions, CandidatesOptions, LidcOptions, Luna16Options
 from dira_targets.readings import Outline, filled
 
 SPACING = (0.8, 0.7, 1.5)
