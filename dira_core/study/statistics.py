@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -47,9 +48,12 @@ def t_test(a: Sequence[float], b: Sequence[float]) -> float | None:
     """
     from scipy.stats import ttest_ind
 
-    if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+    if not _testable(a, b):
         return None
-    return float(ttest_ind(a, b).pvalue)
+    with warnings.catch_warnings():
+        # said of one arm alone that does not vary; what counts is the deviation of both
+        warnings.filterwarnings("ignore", "Precision loss occurred", RuntimeWarning)
+        return float(ttest_ind(a, b).pvalue)
 
 
 def hedges_g(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -61,12 +65,18 @@ def hedges_g(a: Sequence[float], b: Sequence[float]) -> float | None:
     Returns:
         None where it is not defined: fewer than two values, or none of them varies.
     """
-    if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
+    if not _testable(a, b):
         return None
     free = len(a) + len(b) - 2
     pooled = ((len(a) - 1) * np.var(a, ddof=1) + (len(b) - 1) * np.var(b, ddof=1)) / free
     exact = math.lgamma(free / 2) - math.lgamma((free - 1) / 2) - math.log(math.sqrt(free / 2))
     return float((np.mean(a) - np.mean(b)) / math.sqrt(pooled) * math.exp(exact))
+
+
+def _testable(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Say whether both arms have two values, and one of them varies by more than rounding."""
+    several = min(len(a), len(b)) > 1
+    return several and any(np.ptp(arm) > 1e-12 * np.max(np.abs(arm)) for arm in (a, b))
 
 
 def holm(p: Sequence[float]) -> list[float]:

@@ -35,7 +35,22 @@ def test_p_is_that_of_students_t_distribution() -> None:
     assert t_test(a, b) == t_test(b, a)
 
 
-@pytest.mark.parametrize(("a", "b"), [([1.0], [2.0, 3.0]), ([1.0, 1.0], [2.0, 2.0]), ([], [])])
+@pytest.mark.filterwarnings("error")
+def test_an_arm_that_varies_by_rounding_alone_is_tested_against_one_that_varies_more() -> None:
+    a, b = [0.5, math.nextafter(0.5, 1)], [0.4, 0.44]
+    t = (0.5 - 0.42) / math.sqrt(np.var(b, ddof=1) / 2)
+    assert t_test(a, b) == pytest.approx(2 * stats.t.sf(t, 2))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ([1.0], [2.0, 3.0]),
+        ([1.0, 1.0], [2.0, 2.0]),
+        ([1.0, math.nextafter(1, 2)], [2.0, 2.0]),
+        ([], []),
+    ],
+)
 def test_without_two_values_that_vary_nothing_is_tested(a: list[float], b: list[float]) -> None:
     assert t_test(a, b) is None
     assert hedges_g(a, b) is None
