@@ -48,8 +48,7 @@ class Game:
         self.settings = settings
         if settings.train.deterministic:
             repeatable()
-        if device.type == "cpu":
-            keep_freed()
+        keep_freed(device)
         if trio.discriminator is not None:
             with seeded(settings.seed, "prepare"):
                 trio.discriminator.prepare(len(source))

@@ -39,13 +39,15 @@ def peak_mib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def keep_freed() -> None:
+def keep_freed(device: torch.device) -> None:
     """Let glibc keep large blocks that are freed, for the next step, not return them at once.
 
     What is handed back has to be cleared page by page when it is asked for again: of a step on a
-    CPU that takes up to a fifth. Nothing is done where the environment says how to allocate
-    (`MALLOC_...`, `GLIBC_TUNABLES`), or by another C library.
+    CPU that takes up to a fifth. Nothing is done for a GPU, where the environment says how to
+    allocate (`MALLOC_...`, `GLIBC_TUNABLES`), or by another C library.
     """
+    if device.type != "cpu":
+        return
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
     trim_threshold, mmap_max = -1, -4  # names of malloc.h

@@ -110,8 +110,7 @@ class FineTuning:
         self.split, self.plan, self.precision = split, plan, precision
         self.training = training_on(split, plan.training)
         place(network, precision.device, channels_last=plan.channels_last)
-        if precision.device.type == "cpu":
-            keep_freed()
+        keep_freed(precision.device)
         self._optimizer = build_optimizer(
             [{"params": trainable([network])}], self.training.optimizer, self.training.batch_size
         )

@@ -60,7 +60,7 @@ def faults():
     torch.ones(16, 2**20)  # 64 MiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-keep_freed()
+keep_freed(torch.device("cpu"))
 print([faults() for _ in range(12)][-1])
 """
 
