@@ -10,9 +10,11 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dira_core.errors import DataError, DiraError
+from dira_core.memory import keep_freed
 from dira_core.signals import die_with_parent
 
 TRAINERS = (signal.SIGINT, signal.SIGTERM)
@@ -41,7 +43,7 @@ class Workers:
             batch_sampler=self._requests,
             num_workers=number,
             collate_fn=_as_it_is,
-            worker_init_fn=_with_the_trainer,
+            worker_init_fn=_begin,
             pin_memory=pinned,
             timeout=POLL_SECONDS,
             persistent_workers=True,
@@ -121,6 +123,10 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _with_the_trainer(number: int) -> None:
-    """End with the trainer, at once: torch's own watchdog takes five seconds and more."""
+def _begin(number: int) -> None:
+    """Set a worker up: it works on a CPU, and ends with the trainer at once.
+
+    Torch's own watchdog takes five seconds and more.
+    """
+    keep_freed(torch.device("cpu"))
     die_with_parent()
