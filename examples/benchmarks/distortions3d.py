@@ -23,6 +23,7 @@ import torch
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from dira_core.data.dataset import Crops
+from dira_core.memory import keep_freed
 from dira_core.settings import Settings
 from dira_core.types import View
 from dira_core.views import ViewMaker
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=4, help="batches of a turn")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed(torch.device("cpu"))  # as a run does; the loops have it too
     random = np.random.default_rng(0)
     volumes = random.random((given.batch, 1, *given.size), np.float32)
     kept = np.zeros_like(volumes)

@@ -293,9 +293,9 @@ def paint_inside(image: np.ndarray, blocks: Sequence[Place], write: Write) -> np
 
 
 def paint_outside(image: np.ndarray, blocks: Sequence[Place], write: Write) -> np.ndarray:
-    """Return an image that is written into everywhere but in the blocks of this one."""
-    painted = np.empty_like(image)
-    write(painted, (slice(None),) * image.ndim)
-    for block in blocks:
-        painted[block] = image[block]
-    return painted
+    """Write into one image everywhere but in blocks of it."""
+    kept = [image[block].copy() for block in blocks]
+    write(image, (slice(None),) * image.ndim)
+    for block, pixels in zip(blocks, kept, strict=True):
+        image[block] = pixels
+    return image
