@@ -61,7 +61,8 @@ MOCO_PAPER = {
         "queue": 65536,  # MoCo-v2's code, and so DiRA's: 87 % of its 75,312 images
         "others_only": False,  # both: own older keys and random ones are negatives
         "key_norm": "batch",  # both; they also shuffle keys between GPUs
-    }
+    },
+    "optimizer": {"lr_batch": 256},  # MoCo-v2's code
 }
 
 MOCO_RELEASED = {

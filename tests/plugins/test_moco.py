@@ -311,7 +311,7 @@ def test_defaults_are_those_of_the_paper_and_its_public_code() -> None:
     assert options.queue is None
     (component,) = dira_moco.dira_discriminators()
     optimizer = Optimizer(**component.defaults["optimizer"])
-    assert (optimizer.name, optimizer.lr, optimizer.lr_batch) == ("sgd", 0.03, 256)
+    assert (optimizer.name, optimizer.lr, optimizer.lr_batch) == ("sgd", 0.03, 64)
     assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 1e-4)
     assert (optimizer.schedule, optimizer.warmup_epochs) == ("cosine", 0)
 

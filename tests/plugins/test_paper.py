@@ -148,15 +148,18 @@ def test_the_optimizer_is_the_one_the_method_brings_along(base: str, plugin: Any
     [own] = plugin.dira_discriminators()
     got = recipe(f"{base}/{own.name}").optimizer.model_dump()
     expected = dict(own.defaults["optimizer"])
-    if (base, own.name) == ("paper", "simsiam"):
+    if base == "paper" and own.name != "barlow":
         expected |= {"lr_batch": 256, "warmup_epochs": 0.0}
     assert {key: got[key] for key in expected} == expected
 
 
 @pytest.mark.parametrize("base", ["paper", "released"])
-def test_simsiam_as_written_has_the_rate_of_its_paper_from_the_first_step(base: str) -> None:
-    optimizer = recipe(f"{base}/simsiam").optimizer
-    assert base_lr(optimizer, 256) == 0.05
+@pytest.mark.parametrize(("method", "rate"), [("simsiam", 0.05), ("mocov2", 0.03)])
+def test_methods_as_written_have_their_own_rate_from_the_first_step(
+    base: str, method: str, rate: float
+) -> None:
+    optimizer = recipe(f"{base}/{method}").optimizer
+    assert base_lr(optimizer, 256) == rate
     assert lr_factor(Progress(step=0, total_steps=100, epoch=0, epochs=10), optimizer) == 1.0
 
 
