@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from dira_core.data.manifest import read_csv as read_csv
     from dira_core.distributed import gather_rows as gather_rows
     from dira_core.draws import Draws as Draws
+    from dira_core.encodings import Encoding as Encoding
+    from dira_core.encodings import Encodings as Encodings
+    from dira_core.encodings import pool as pool
     from dira_core.errors import DataError as DataError
     from dira_core.errors import DiraError as DiraError
     from dira_core.errors import PluginError as PluginError
@@ -83,14 +86,11 @@ if TYPE_CHECKING:
     from dira_core.roles import Change as Change
     from dira_core.roles import Discriminator as Discriminator
     from dira_core.roles import Distortion as Distortion
-    from dira_core.roles import Encoding as Encoding
-    from dira_core.roles import Encodings as Encodings
     from dira_core.roles import FeaturePass as FeaturePass
     from dira_core.roles import Pyramid as Pyramid
     from dira_core.roles import Restorer as Restorer
     from dira_core.roles import Source as Source
     from dira_core.roles import Tracker as Tracker
-    from dira_core.roles import pool as pool
     from dira_core.settings import Settings as Settings
     from dira_core.source_options import VolumeOptions as VolumeOptions
     from dira_core.targets import Labels as Labels
@@ -119,6 +119,7 @@ _PUBLIC = {
     "data.manifest": ["read_csv"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],
+    "encodings": ["Encoding", "Encodings", "pool"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
     "export": ["Preprocessing", "Pretrained", "load"],
     "files": ["write_atomic"],
@@ -170,14 +171,11 @@ _PUBLIC = {
         "Change",
         "Discriminator",
         "Distortion",
-        "Encoding",
-        "Encodings",
         "FeaturePass",
         "Pyramid",
         "Restorer",
         "Source",
         "Tracker",
-        "pool",
     ],
     "settings": ["Settings"],
     "source_options": ["VolumeOptions"],

@@ -30,11 +30,12 @@ from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
 from dira_core.roles import Source
 from dira_core.runfolder import RunFolder, Status
-from dira_core.session import Display, Session, Silent, observe, pause
+from dira_core.session import Session, pause
 from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
 from dira_core.trainer import Trainer
 from dira_core.trio import Trio
+from dira_core.watching import Display, Silent, observe
 
 logger = logging.getLogger("dira")
 

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from dira_core.data.cutting import whole_images
 from dira_core.draws import Draws
-from dira_core.roles import Backbone, Source, pool
+from dira_core.encodings import pool
+from dira_core.roles import Backbone, Source
 
 FEATURE_BATCH = 64
 """Images encoded at once by `features`."""

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from dira_core.distributed import rank
 from dira_core.files import write_atomic
-from dira_core.session import Display
 from dira_core.trainer import Setback, Trainer, Watcher
+from dira_core.watching import Display
 
 WARMUP = 3
 """Steps that are not looked at: they load code and fill caches."""

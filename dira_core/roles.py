@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from dira_core.types import Batch, Image, Objective, Progress, View
+from dira_core.types import Image, Objective, Progress, View
 
 if TYPE_CHECKING:
     import numpy as np
 
     from dira_core.draws import Draws
+    from dira_core.encodings import Encodings
 
 Change = Callable[["np.ndarray"], "np.ndarray"]
 """Distort one image (C, *S), float32 in [0, 1]; what it is given is its own to write into."""
@@ -48,50 +49,6 @@ class Backbone(nn.Module, ABC):
     def segments(self) -> list[nn.Module]:
         """Return parts that can be sharded and computed again one by one; each is called once."""
         return []
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """One encoded view: its pyramid, and its deepest map averaged over space, (B, channels[-1])."""
-
-    pyramid: list[Tensor]
-    pooled: Tensor
-
-
-def pool(deepest: Tensor) -> Tensor:
-    """Average a map (B, C, *S) over space, in float32: (B, C)."""
-    return deepest.flatten(2).float().mean(-1)
-
-
-class Encodings:
-    """Encode views on demand, each at most once a step, whoever asks.
-
-    Args:
-        backbone: Encodes images.
-        batch: The views.
-        sees: Which image of a view is encoded: "image" (distorted) or "clean" (appearance only).
-    """
-
-    def __init__(self, backbone: Backbone, batch: Batch, sees: str = "image") -> None:
-        self.batch = batch
-        self._backbone = backbone
-        self._sees = sees
-        self._encoded: dict[int, Encoding] = {}
-
-    def __len__(self) -> int:
-        return len(self.batch.views)
-
-    def __getitem__(self, view: int) -> Encoding:
-        """Encode view number `view`, or return what was encoded before."""
-        if view not in self._encoded:
-            pyramid = self._backbone(self.image(view))
-            self._encoded[view] = Encoding(pyramid, pool(pyramid[-1]))
-        return self._encoded[view]
-
-    def image(self, view: int) -> Tensor:
-        """Return what is encoded of a view, (B, C, *S): for a teacher that encodes it itself."""
-        chosen: View = self.batch.views[view]
-        return chosen.image if self._sees == "image" else chosen.clean
 
 
 class Discriminator(nn.Module, ABC):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dira_core.components import Choice, Component, Kind, Options
 from dira_core.draws import Draws
+from dira_core.encodings import Encodings
 from dira_core.nn.layers import batch_norm, conv
 from dira_core.plugins import installed
 from dira_core.roles import (
@@ -22,7 +23,6 @@ from dira_core.roles import (
     Backbone,
     Discriminator,
     Distortion,
-    Encodings,
     Restorer,
     Source,
     Tracker,

@@ -18,18 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from dira_core.donor import Donor
+from dira_core.encodings import Encodings
 from dira_core.errors import RecipeError
 from dira_core.parallel import Sharded, Strategy, Wrapped
 from dira_core.precision import Precision
-from dira_core.roles import (
-    Adversary,
-    Backbone,
-    Discriminator,
-    Encodings,
-    FeaturePass,
-    Restorer,
-    trainable,
-)
+from dira_core.roles import Adversary, Backbone, Discriminator, FeaturePass, Restorer, trainable
 from dira_core.settings import Weights
 from dira_core.types import Batch, Objective, Progress
 

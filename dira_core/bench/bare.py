@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dira_core.encodings import Encodings
 from dira_core.optim import build_optimizer
 from dira_core.precision import Precision
 from dira_core.recipe import Recipe
-from dira_core.roles import Encodings
 from dira_core.trio import Trio
 from dira_core.types import Batch
 

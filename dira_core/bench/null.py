@@ -19,12 +19,13 @@ from dira_core.plugins import installed
 from dira_core.precision import Precision
 from dira_core.roles import FeaturePass
 from dira_core.runfolder import RunFolder
-from dira_core.session import Session, Silent
+from dira_core.session import Session
 from dira_core.settings import Settings
 from dira_core.signals import Stop
 from dira_core.testing import TinySource
 from dira_core.trainer import Trainer
 from dira_core.trio import Losses, Player, Turn
+from dira_core.watching import Silent
 
 
 class NoFeatures(FeaturePass):

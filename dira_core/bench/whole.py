@@ -11,8 +11,9 @@ from dira_core.game import Game
 from dira_core.plugins import installed
 from dira_core.recipe import Recipe
 from dira_core.runfolder import RunFolder
-from dira_core.session import Session, Silent
+from dira_core.session import Session
 from dira_core.signals import Stop
+from dira_core.watching import Silent
 
 
 class WholeRun:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dira_core.roles import pool
+from dira_core.encodings import pool
 
 
 class Teacher(nn.Module):

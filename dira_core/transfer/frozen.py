@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import update_bn
 
-from dira_core.roles import Backbone, pool
+from dira_core.encodings import pool
+from dira_core.roles import Backbone
 from dira_core.transfer.images import Task, pieces
 from dira_core.transfer.metrics import mean_auc
 

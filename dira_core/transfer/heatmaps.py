@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dira_core.roles import pool
+from dira_core.encodings import pool
 from dira_core.transfer.networks import Classifier
 
 SMOOTH = {1: "linear", 2: "bilinear", 3: "trilinear"}

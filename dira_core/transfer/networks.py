@@ -14,11 +14,12 @@ from dira_core import __version__
 from dira_core.build import seeded
 from dira_core.components import Choice
 from dira_core.donor import IMAGENET, imagenet
+from dira_core.encodings import pool
 from dira_core.errors import RecipeError
 from dira_core.export import Preprocessing, build
 from dira_core.files import digest
 from dira_core.plugins import installed
-from dira_core.roles import Backbone, Restorer, pool
+from dira_core.roles import Backbone, Restorer
 from dira_core.transfer.plan import Plan
 from dira_core.transplant import load_into, stem_of
 from dira_core.weightfiles import Header, Parts, read_weights

@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dira_core.encodings import pool
 from dira_core.errors import CheckpointError, RecipeError
 from dira_core.export import Preprocessing, Pretrained, load
 from dira_core.exports import SUFFIXES, export, libraries, usual_place, with_channels
 from dira_core.imports import import_weights
-from dira_core.roles import pool
 from dira_core.testing import TinyBackbone
 from dira_core.weightfiles import Header
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torchvision
 
+from dira_core.encodings import pool
 from dira_core.nn.resnet import ResNet
-from dira_core.roles import pool
 
 
 @pytest.mark.parametrize("depth", [18, 34, 50, 101])

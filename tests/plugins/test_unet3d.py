@@ -16,8 +16,8 @@ from dira_core.layering import gather
 from dira_core.plugins import make
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
-from dira_core.session import Silent
 from dira_core.testing import choice
+from dira_core.watching import Silent
 
 PUBLISHED = {"up": "transposed", "head": 1, "widths": [256, 128, 64]}
 
