@@ -257,6 +257,7 @@ def play(
     else:
         if first:
             home.write_recipe(to_toml(settings))
+            home.status("running")  # from now on it can be resumed
         untrained = game.examine().metrics  # first: it notices images the backbone does not take
         session.notes["before"] = {"knn": game.probe(pause), **untrained}
         session.save(trainer)

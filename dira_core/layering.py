@@ -235,13 +235,19 @@ def assignment(text: str) -> Layer:
     """Read "a.b=c", where c is TOML if it can be, else text.
 
     Raises:
-        RecipeError: It has no "=", or a key is empty, or the key path is too long.
+        RecipeError: It has no "=", or a key is empty, or the key path is too long, or what begins
+            like a list or a table is none.
     """
     path, equals, value = text.partition("=")
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys) or len(keys) > toml.MAX_DEPTH:
         raise RecipeError(f"--set takes key.key=value, got {text!r:.60}")
-    return Layer.at(f"--set {path.strip()}", keys, toml.parse_value(value.strip()))
+    parsed = toml.parse_value(value.strip())
+    if isinstance(parsed, str) and value.strip().startswith(("[", "{")):
+        raise RecipeError(
+            f'--set {text:.60} is no TOML: write a list as [1, "two"], a table as {{key = 1}}'
+        )
+    return Layer.at(f"--set {path.strip()}", keys, parsed)
 
 
 def data_layer(value: str) -> Layer:

@@ -63,8 +63,10 @@ class Pace:
         return {**between(last, self._last, trainer), "peak_mib": peak}
 
     def whole(self, trainer: Trainer) -> dict[str, float]:
-        """Return the same of all steps but those of the first call."""
-        return between(self._first or self._last, self._last, trainer)
+        """Return the same of all steps but those of the first call; empty without others."""
+        if self._first is None or self._first.step == self._last.step:
+            return {}
+        return between(self._first, self._last, trainer)
 
 
 def between(first: Spent, last: Spent, trainer: Trainer) -> dict[str, float]:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -107,7 +108,7 @@ class RunFolder:
         content: dict[str, Value] = {"status": status, "reason": reason, **finite(numbers)}
         if job := this_job():
             content["job"] = job
-        if status != "done":
+        if status != "done" and (self.path / RECIPE).is_file():
             content["resume"] = f"dira run --resume {shlex.quote(str(self.path))}"
         try:
             write_atomic(self.path / STATUS, _encoded(content))
@@ -177,7 +178,7 @@ def new_run_folder(root: Path, name: str | None, recipe_name: str) -> Path:
         name: What the user calls the run; None takes `recipe_name`.
         recipe_name: What the recipe is about, for example "simsiam-unet-patchgan-phantom".
     """
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name or recipe_name)[:100].strip("-.") or "run"
+    safe = re.sub(r"[^\w.-]+", "-", name or recipe_name)[:100].strip("-.") or "run"
     with writing(root, 0):
         root.mkdir(parents=True, exist_ok=True)
         while True:
@@ -187,6 +188,12 @@ def new_run_folder(root: Path, name: str | None, recipe_name: str) -> Path:
             except FileExistsError:
                 continue  # another run was faster
             return path
+
+
+def discard_unbegun(folder: Path) -> None:
+    """Remove a run folder in which nothing was begun, so that its name is free again."""
+    if {path.name for path in folder.iterdir()} <= {LOCK, STATUS}:
+        shutil.rmtree(folder)
 
 
 def run_of_job(root: Path) -> Path | None:

@@ -159,6 +159,7 @@ class Trainer:
             Setback: A loss or gradient is not finite; no weight has changed.
         """
         here, examine = self.progress, self.step % self.settings.health.every == 0
+        done = here.step + 1
         seed_step(self.settings.seed, self.step, self.precision.device)
         for player in self.players:
             set_lr(player.optimizer, self.optimizers[player.name], here)
@@ -176,7 +177,7 @@ class Trainer:
         for player in self.players:
             average_norms(player.module)
             player.after_step(here)
-        if examine or (self.step + 1) % self.settings.log.every == 0:
+        if examine or done % self.settings.log.every == 0 or done == here.total_steps:
             rates = {f"lr/{p.name}": p.optimizer.param_groups[-1]["lr"] for p in self.players}
             return averaged([m | norms for m in found]) | rates
         return {}

@@ -228,8 +228,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
                 "where you trust it, load it there and save model.state_dict() alone"
             ) from error
         raise CheckpointError(
-            f"{path} is no file of weights, or damaged ({_brief(error)}): give a safetensors file "
-            "or what torch.save wrote of a state dict"
+            f"{path} is no file of weights, or damaged: give a safetensors file or what torch.save "
+            "wrote of a state dict"
         ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]

@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,9 @@ def forked(work: Callable[[], object]) -> int:
         torch.set_num_threads(1)
         work()
         code = 0
+    except BaseException:
+        traceback.print_exc()
+        raise
     finally:
         os._exit(code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -11,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dira_core.cli.config import recipe_flags
-from dira_core.errors import RecipeError
+from dira_core.errors import DiraError, RecipeError
 from dira_core.launch import Launch, attended, launch
 from dira_core.layering import Layer, default_preset, file_layer
 from dira_core.pace import in_words
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
-from dira_core.runfolder import RECIPE, new_run_folder, run_of_job
+from dira_core.runfolder import RECIPE, discard_unbegun, new_run_folder, run_of_job
 from dira_core.signals import EXIT_PREEMPTED
 
 if TYPE_CHECKING:
@@ -126,10 +127,16 @@ def train(recipe: Recipe, resume: Path | None, out: Path, name: str | None) -> N
     with Terminal() if first else nullcontext() as terminal:
         if terminal is not None:
             terminal.said(f"{title(recipe)} in {folder}")
-        result = pretrain(recipe, folder, resume=resuming, display=terminal)
+        try:
+            result = pretrain(recipe, folder, resume=resuming, display=terminal)
+        except DiraError:
+            if place is not None and again is None:
+                discard_unbegun(place)
+            raise
     if result.status != "done":
         if first:
-            typer.echo(f"saved; continue with: dira run --resume {folder}", err=True)
+            quoted = shlex.quote(str(folder))
+            typer.echo(f"saved; continue with: dira run --resume {quoted}", err=True)
         sys.exit(EXIT_PREEMPTED)
     if first:
         show(result, recipe.loader.workers)
@@ -196,8 +203,12 @@ def show(result: Result, workers: int) -> None:
     for text, key, form in rows:
         if before.get(key) is not None and after.get(key) is not None:
             typer.echo(f"{text:40}{form.format(before[key]):>10}{form.format(after[key]):>10}")
-    typer.echo(f"{result.summary['steps']} steps, {result.summary['images_per_s']:.0f} images/s")
-    typer.echo(in_words(result.summary, workers))
+    steps, speed = result.summary["steps"], result.summary.get("images_per_s")
+    if speed is None:
+        typer.echo(f"{steps} steps, too few in one go for a speed")
+    else:
+        typer.echo(f"{steps} steps, {speed:.0f} images/s")
+        typer.echo(in_words(result.summary, workers))
     if result.summary["unreadable"]:
         typer.echo(f"{result.summary['unreadable']} images could not be read, see unreadable.txt")
     typer.echo(f"weights   {result.folder}/weights/backbone.safetensors")

@@ -99,7 +99,7 @@ def transfer(
 
 
 def targets() -> None:
-    """List the labelled tasks, and the files each expects: the body of its options' docstring."""
+    """List the labelled tasks, the files each expects, and its options."""
     for component in installed().components("target"):
         typer.echo(f"{component.name:14}{component.summary}")
         for line in inspect.cleandoc(component.options.__doc__ or "").splitlines()[2:]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +32,7 @@ def export(
     from dira_core.exports import export, usual_place
     from dira_core.seen import hand_on
 
-    place = out or usual_place(run, to)
+    place = out or usual_place(run, to, channels)
     done = export(load(run), to, place, channels)
     hand_on(run, place)
     for path in done.files:
@@ -66,4 +67,4 @@ def import_(
     done = import_weights(file, out, backbone, channels, size)
     for line in done.lines():
         typer.echo(line)
-    typer.echo(f"wrote      {done.weights}; continue with: dira run --init {out}")
+    typer.echo(f"wrote      {done.weights}; continue with: dira run --init {shlex.quote(str(out))}")

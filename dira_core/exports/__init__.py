@@ -57,6 +57,7 @@ def export(pretrained: Pretrained, to: str, out: Path, channels: int | None = No
         RecipeError: The library has no such network, or is not installed, or `out` has another
             suffix.
         CheckpointError: The outputs differ.
+        RunFolderError: The file cannot be written there.
     """
     if to not in SUFFIXES:
         raise RecipeError(f"--to is one of {', '.join(SUFFIXES)}, got {to!r}")
@@ -66,12 +67,12 @@ def export(pretrained: Pretrained, to: str, out: Path, channels: int | None = No
         header = pretrained.header.model_copy(update={"restorer": None})
         pretrained = replace(pretrained, restorer=None, header=header)
     there = with_channels(pretrained, channels or pretrained.backbone.in_channels)
+    write = onnx.write if to == "onnx" else libraries.write
+    path = out.with_suffix(".md")
     with writing(out.parent, 0):
         out.parent.mkdir(parents=True, exist_ok=True)
-    write = onnx.write if to == "onnx" else libraries.write
-    written = write(pretrained, there, to, out)
-    path = out.with_suffix(".md")
-    write_atomic(path, card(there.header, to, out.name, written).encode())
+        written = write(pretrained, there, to, out)
+        write_atomic(path, card(there.header, to, out.name, written).encode())
     return Exported([*written.files, path], written.difference, written.note)
 
 
@@ -101,8 +102,12 @@ def with_channels(pretrained: Pretrained, channels: int) -> Pretrained:
     )
 
 
-def usual_place(path: Path, to: str) -> Path:
-    """Return where the export of a run folder, or of a folder of weights, goes by itself."""
+def usual_place(path: Path, to: str, channels: int | None = None) -> Path:
+    """Return where the export of a run folder, or of a folder of weights, goes by itself.
+
+    With another number of channels it is another file.
+    """
     folder = weights_folder(path)
     home = folder.parent if folder.name == "weights" else folder
-    return home / "exports" / f"{to}{SUFFIXES.get(to, '')}"
+    name = to if channels is None else f"{to}-{channels}ch"
+    return home / "exports" / f"{name}{SUFFIXES.get(to, '')}"

@@ -63,14 +63,14 @@ class Overlap:
 
     def count(self) -> str:
         """Say what was seen."""
-        images = f"{self.images} of the test images"
-        if not self.patients:
-            return images
-        return f"{images}, and patients of the same id as those of {self.patients}"
+        found = [] if self.images is None else [f"{self.images} of the test images"]
+        if self.patients:
+            found.append(f"patients of the same id as those of {self.patients} test images")
+        return ", and ".join(found)
 
     def line(self) -> str:
         """Say it in one line."""
-        if self.images is None:
+        if self.images is None and not self.patients:
             return f"not known whether pretraining saw test images: {self.why_not}"
         also = f"; {self.why_not}" if self.why_not else ""
         if self.untrained:

@@ -71,6 +71,21 @@ def test_the_first_lines_say_how_the_run_computes(dira: Dira) -> None:
     assert err.splitlines()[1] == said
 
 
+@pytest.mark.parametrize(("flag", "value"), [("--batch-size", "99"), ("--init", "nowhere")])
+def test_a_run_that_nothing_came_of_leaves_its_name_free(dira: Dira, flag: str, value: str) -> None:
+    assert dira("run", *SMALL, "--name", "mine", flag, value)[0] in (2, 3, 6)
+    assert not Path("runs/mine").exists()
+    assert dira("run", *SMALL, "--name", "mine")[0] == 0
+    assert Path("runs/mine/summary.json").is_file()
+
+
+def test_one_step_has_no_speed_and_several_do(dira: Dira) -> None:
+    assert " images/s" in dira("run", *SMALL, "--name", "several")[1]
+    out = dira("run", *SMALL, "--epochs", "1", "--batch-size", "16", "--name", "one")[1]
+    assert "1 steps, too few in one go for a speed" in out
+    assert "images_per_s" not in json.loads(Path("runs/one/summary.json").read_text())
+
+
 def test_a_profile_shows_some_steps_and_changes_no_bit(dira: Dira) -> None:
     assert dira("run", *SMALL, "--name", "plain")[0] == 0
     code, _, err = dira("run", *SMALL, "--name", "run", "--profile", "--set", "log.profile=2")

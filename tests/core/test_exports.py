@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dira_core.encodings import pool
-from dira_core.errors import CheckpointError, RecipeError
+from dira_core.errors import CheckpointError, RecipeError, RunFolderError
 from dira_core.export import Preprocessing, Pretrained, load
 from dira_core.exports import SUFFIXES, export, libraries, usual_place, with_channels
 from dira_core.imports import import_weights
@@ -295,8 +296,20 @@ def test_colour_weights_become_grey_ones_and_nothing_is_made_up(tmp_path: Path) 
 
 def test_exports_lie_beside_the_weights(run: Path, tmp_path: Path) -> None:
     wanted = run / "exports/smp.safetensors"
+    assert usual_place(run, "smp", channels=3) == wanted.with_stem("smp-3ch")
     assert usual_place(run, "smp") == usual_place(run / "weights", "smp") == wanted
     assert usual_place(tmp_path, "onnx") == tmp_path / "exports/onnx.onnx"
+
+
+def test_a_place_that_cannot_be_written_to_is_said(
+    tmp_path: Path, grey: Pretrained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> NoReturn:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(libraries, "write", refuse)
+    with pytest.raises(RunFolderError, match=r"cannot write in .* \(Read-only file system\)"):
+        export(grey, "torchvision", tmp_path / "a.safetensors")
 
 
 def test_widths_of_the_decoder_are_those_of_the_weights(tmp_path: Path, grey: Pretrained) -> None:

@@ -67,7 +67,7 @@ def test_a_resumed_run_forgets_what_was_before(clock: SimpleNamespace) -> None:
     clock.seconds = 201.0
     line = follow.since_last(trainer(51, 9.5, 9.0, 9.0, 9.0))
     assert (line["images_per_s"], line["waiting"]) == pytest.approx((16.0, 0.5))
-    assert follow.whole(trainer())["images_per_s"] == 0
+    assert follow.whole(trainer()) == {}  # the first call's steps are left out, there are no others
 
 
 @pytest.mark.parametrize(

@@ -180,12 +180,18 @@ def test_a_position_beyond_the_list_is_a_problem() -> None:
         ("a=", ""),
         ("a=2020-01-01", "2020-01-01"),
         ("a=1\nb = 2", "1\nb = 2"),
-        ("a=" + "[" * 9000, "[" * 9000),
         ("a=" + "9" * 5000, "9" * 5000),
     ],
 )
 def test_an_assignment_is_toml_where_it_can_be_and_text_elsewhere(text: str, value: Any) -> None:
     assert assignment(text).values == {"a": value}
+
+
+@pytest.mark.parametrize("value", ["[inner-cutout]", '{"res": 1}', "[" * 9000])
+def test_what_begins_like_a_list_or_a_table_and_is_none_is_no_text(value: str) -> None:
+    with pytest.raises(RecipeError, match=r'is no TOML: write a list as \[1, "two"\], a table as'):
+        assignment(f"a={value}")
+    assert assignment(f"a='{value}'").values == {"a": value}
 
 
 # problems

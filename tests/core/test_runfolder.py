@@ -63,6 +63,9 @@ def test_a_new_folder_is_made_and_holds_what_was_written(tmp_path: Path) -> None
 
 def test_the_resume_command_survives_a_shell_and_done_has_none(tmp_path: Path) -> None:
     with RunFolder(tmp_path / "my run") as folder:
+        folder.status("failed", "before there was anything to resume")
+        assert "resume" not in folder.report()
+        folder.write_recipe("seed = 0")
         folder.status("preempted", "SIGTERM")
         assert folder.report()["resume"] == f"dira run --resume '{tmp_path}/my run'"
         folder.status("done", loss=float("nan"))
@@ -257,6 +260,7 @@ def test_names_of_runs_are_safe_and_counted(tmp_path: Path) -> None:
         ("", "fallback"),
         ("x" * 300, "x" * 100),
         ("<script>", "script"),
+        ("Röntgen 影像", "Röntgen-影像"),
         ("-rf", "rf"),
     ],
 )

@@ -188,6 +188,7 @@ def test_metrics_come_when_they_are_due_and_only_then() -> None:
         8,
         12,
         16,
+        18,  # the last one always
     }
 
 

@@ -26,7 +26,7 @@ from dira_core.testing import TinyBackbone
 from dira_core.transfer import finetune
 from dira_core.transfer.finetune import FineTuning
 from dira_core.transfer.images import LabelTask
-from dira_core.transfer.leaks import common
+from dira_core.transfer.leaks import Overlap, common
 from dira_core.transfer.losses import one_of_several
 from dira_core.transfer.measure import check_truth
 from dira_core.transfer.networks import classifier, segmenter, start
@@ -291,6 +291,13 @@ def test_images_and_patients_are_known_when_their_files_are_gone(
     again = measure_transfer(alone, plan, tmp_path / "again").result["pretraining"]
     assert again == found
     assert place.read_bytes() == first
+
+
+def test_patients_seen_are_said_where_images_cannot_be_compared() -> None:
+    line = Overlap(None, 3, why_not="no digests").line()
+    assert line.startswith("WARNING: pretraining saw patients of the same id as those of 3 test")
+    assert line.endswith("; no digests")
+    assert Overlap(None, why_not="no digests").line().startswith("not known whether")
 
 
 def test_test_images_seen_in_pretraining_are_refused_before_any_work(
