@@ -280,7 +280,9 @@ def play(
     session.settle()
     if first:
         remember(game, home.path / "weights")
-        write_png(home.path / "images/restored.png", sheet(sample), enlarge=2)
+        picture = sheet(sample)
+        write_png(home.path / "images/restored.png", picture, enlarge=2)
+        session.show(trainer, {"restored": picture})
         write_atomic(home.path / "summary.json", json.dumps(summary, indent=2).encode())
     return summary
 

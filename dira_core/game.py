@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dira_core.build import build_players, repeatable, seeded
@@ -123,8 +124,8 @@ def shared_out(train: Train) -> Train:
     return train.model_copy(update={"processes": n, "batch_size": batch})
 
 
-def sheet(sample: Sample) -> Any:
-    """Lay out crops, distorted views, restorations and their errors, one row for each image."""
+def sheet(sample: Sample) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Lay out crops, distorted views, restorations and their errors: (H, W, 3), a row an image."""
     view = sample.batch.views[0]
     columns = [view.crop, view.clean, view.image]
     if sample.attempt.restored is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import numpy as np
 import pluggy
 
 from dira_core.distributed import from_first, gathered, highest, rank, world_size
@@ -168,6 +169,12 @@ class Session:
             saved=lambda path: observe(call, path=path, progress=progress),
             optimizers=[player.optimizer for player in trainer.players],
         )
+
+    def show(self, trainer: Trainer, pictures: Mapping[str, np.ndarray[Any, Any]]) -> None:
+        """Hand pictures to the trackers, (H, W, 3) uint8 by name."""
+        for tracker in list(self._trackers):
+            with self._without(tracker):
+                tracker.images(trainer.step, pictures)
 
     def settle(self) -> None:
         """Wait for the save that is going on, if there is one.

@@ -6,7 +6,6 @@ import ctypes
 import signal
 import sys
 import threading
-import time
 from types import FrameType
 from typing import Any
 
@@ -14,9 +13,6 @@ WATCHED = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 EXIT_PREEMPTED = 75
 """Asked to leave and saved: start the same command again (EX_TEMPFAIL, a scheduler's "requeue")."""
-
-EXIT_INTERRUPTED = {s.name: 128 + s for s in WATCHED}
-"""Left without saving, by signal: 130 for SIGINT, 143 for SIGTERM."""
 
 
 def die_with_parent() -> None:
@@ -37,12 +33,10 @@ class Stop:
 
     Attributes:
         requested: Name of the first signal that came, for example "SIGTERM", or None.
-        since: `time.monotonic()` at that signal, or None.
     """
 
     def __init__(self) -> None:
         self.requested: str | None = None
-        self.since: float | None = None
         self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -60,7 +54,7 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:
-            self.requested, self.since = signal.Signals(number).name, time.monotonic()
+            self.requested = signal.Signals(number).name
         if number != signal.SIGINT:
             return
         if self._interrupted:

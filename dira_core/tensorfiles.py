@@ -138,16 +138,6 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     return load_file(path, device=device)
 
 
-def tensor_digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the sha256 of tensors: sorted names, types, shapes and bytes, whatever the layout."""
-    total = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        total.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        total.update(flat.view(torch.uint8).numpy().data)
-    return total.hexdigest()
-
-
 def _head(tensors: Mapping[str, Tensor], header: Mapping[str, str] | None) -> bytes:
     """Return the length and text of a file's header; tensors follow in the order given."""
     content: dict[str, object] = {"__metadata__": dict(header)} if header else {}

@@ -6,8 +6,12 @@ import queue
 import threading
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from dira_core.roles import Tracker
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ROOM = 1000
 """Lines a tracker may be behind."""
@@ -41,6 +45,10 @@ class Aside(Tracker):
             TimeoutError: It is too far behind.
         """
         self._do(partial(self._tracker.log, step, dict(metrics)))
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Take pictures; raises as `log` does."""
+        self._do(partial(self._tracker.images, step, dict(images)))
 
     def close(self) -> None:
         """Let the tracker end; raises as `log` does."""

@@ -85,6 +85,9 @@ def measure_transfer(
             said(note)
         for name, n in sizes(target, parts).items():
             said(f"{name:12}{n}")
+        if begun.spacing is not None:
+            mm = " x ".join(f"{side:g}" for side in begun.spacing)
+            said(f"spacing     pretraining resampled to {mm} mm, these volumes are as stored")
         if tuned and not len(parts.validation):
             said("early stop  none, too few images could decide: all train, for a fixed time")
         untrained = not begun.provenance["sha256"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class Start:
         decoder: Of the weights, by name; empty without one.
         restorer: Name and options of the decoder that the weights name, or None.
         chosen: Name and options of the backbone.
+        spacing: Millimetres that volumes were resampled to in pretraining, or None.
         provenance: What the weights are, for the result.
     """
 
@@ -47,6 +48,7 @@ class Start:
     decoder: Mapping[str, Tensor]
     restorer: Mapping[str, Any] | None
     chosen: Mapping[str, Any]
+    spacing: Sequence[float] | None
     provenance: Mapping[str, Any]
 
     def network(self) -> dict[str, Any]:
@@ -94,6 +96,7 @@ def start(weights: str, plan: Plan) -> Start:
         parts.restorer,
         said.restorer,
         chosen,
+        said.spacing,
         {
             "weights": weights if seed is None else f"{RANDOM}:{seed}",
             "sha256": dict(parts.digests),

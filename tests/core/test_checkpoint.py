@@ -18,7 +18,6 @@ from dira_core import checkpoint_manifest as manifest
 from dira_core.checkpoint import Checkpoints
 from dira_core.errors import CheckpointError, RunFolderError
 from dira_core.optimizer_state import flatten_optimizer, unflatten_optimizer
-from dira_core.tensorfiles import tensor_digest
 
 
 def tensors_of(step: int) -> dict[str, dict[str, Tensor]]:
@@ -387,9 +386,9 @@ def test_training_goes_on_bit_for_bit_through_files(tmp_path: Path, name: str) -
     again.load_state_dict(unflatten_optimizer(loaded["optimizer"], state["optimizer"]))
     train(resumed, again, range(3, 6))
 
-    assert tensor_digest(resumed.state_dict()) == tensor_digest(net.state_dict())
+    torch.testing.assert_close(resumed.state_dict(), net.state_dict(), rtol=0, atol=0)
     mine, other = (flatten_optimizer(o.state_dict()) for o in (optimizer, again))
-    assert tensor_digest(mine[0]) == tensor_digest(other[0])
+    torch.testing.assert_close(mine[0], other[0], rtol=0, atol=0)
     assert mine[1] == other[1]
 
 
@@ -416,24 +415,6 @@ def test_optimizer_tensors_too_few_or_too_many_are_errors() -> None:
     tensors.pop("state/0/exp_avg")
     with pytest.raises(KeyError, match="state/0/exp_avg"):
         unflatten_optimizer(tensors, rest)
-
-
-def test_a_tensor_digest_depends_on_names_types_shapes_and_bytes_alone() -> None:
-    a, b = torch.arange(6.0).reshape(1, 2, 3, 1), torch.ones(2)
-    same = {"b": b.clone(), "a": a.clone(memory_format=torch.channels_last)}
-    assert tensor_digest({"a": a, "b": b}) == tensor_digest(same)
-    others = [
-        {"a": a},
-        {"a": a, "c": b},
-        {"a": a.reshape(6), "b": b},
-        {"a": a.to(torch.int32), "b": b},
-        {"a": a.view(torch.int32), "b": b},
-        {"a": a, "b": torch.tensor([1.0, 1.0000001])},
-        {"a": a, "b": b, "empty": torch.zeros(0)},
-        {"a": a, "b": b, "half": torch.ones(1, dtype=torch.bfloat16)},
-    ]
-    digests = [tensor_digest(o) for o in [{"a": a, "b": b}, *others]]
-    assert len(set(digests)) == len(digests)
 
 
 def test_what_is_on_disk_is_plain_safetensors(tmp_path: Path) -> None:

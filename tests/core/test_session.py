@@ -14,10 +14,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from distributions import offered
 from parts import outcome, small_run, small_settings, small_trio
+from PIL import Image as PillowImage
 from torch import Tensor
 
 from dira_core import Discriminator, Encodings, Objective, Progress, pace
@@ -66,11 +68,14 @@ def {event}:
 TRACKERS = """
 from dira_core import Component, Options, Tracker, hookimpl
 
-events = []
+events, pictures = [], []
 
 class Kept(Tracker):
     def log(self, step, metrics):
         events.append((step, dict(metrics)))
+
+    def images(self, step, images):
+        pictures.extend((step, name, picture) for name, picture in images.items())
 
     def close(self):
         events.append("closed")
@@ -307,7 +312,8 @@ def test_an_observer_of_the_end_that_raises_changes_nothing(
 def test_trackers_get_what_is_logged_and_are_closed(
     tmp_path: Path, plugin: Callable[[str], Any]
 ) -> None:
-    events = plugin(TRACKERS).events
+    module = plugin(TRACKERS)
+    events = module.events
     small_run(tmp_path / "run", train={"epochs": 1}, log={"trackers": ["kept"]})
     lines = list(read_lines(tmp_path / "run/metrics.jsonl"))
     assert [step for step, _ in events[:-1]] == [line["step"] for line in lines]
@@ -315,6 +321,10 @@ def test_trackers_get_what_is_logged_and_are_closed(
         assert metrics["losses/total"] == line["losses/total"]
         assert metrics["images_per_s"] > 0
     assert events[-1] == "closed"
+    ((step, name, picture),) = module.pictures
+    assert (step, name) == (lines[-1]["step"], "restored")
+    saved = np.asarray(PillowImage.open(tmp_path / "run/images/restored.png"))
+    assert np.array_equal(saved[::2, ::2], picture)
 
 
 @pytest.mark.parametrize("where", ["log", "close"])
