@@ -132,9 +132,9 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
     model = Model(trio, settings.views.discriminator_sees)
     place(model, device, channels_last=train.channels_last and not isinstance(strategy, Sharded))
     adapt([trio.backbone, *([trio.restorer] if trio.restorer else [])], settings)
+    check_norms(model, train)
     if train.sync_norm:
         synchronise(model, device)
-    check_norms(model, train)
     shared = wrapped(model.train(), strategy)
     batch = train.batch_size * train.accumulate * world_size()
     optimizer = build_optimizer(model.param_groups(), settings.optimizer, batch)
@@ -155,7 +155,8 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
 
 def check_norms(model: nn.Module, train: Train) -> None:
     """Raise a RecipeError where a batch norm of vectors would see one row alone."""
-    if train.batch_size == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+    seen = train.batch_size * (world_size() if train.sync_norm else 1)
+    if seen == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
         raise RecipeError(
             "a batch norm of embeddings needs at least 2 images a process, got 1: choose a larger "
             "--batch-size, or --set train.sync_norm=true with several processes"

@@ -1,4 +1,4 @@
-"""What a model does on images and draws it never trains on: restorations and nearest neighbours."""
+"""What a model does on views it never trains on: restorations and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,12 @@ def examine(model: Model, batch: Batch, precision: Precision) -> Sample:
     return Sample(batch, attempt, known)
 
 
+def pieces(positions: np.ndarray[Any, Any], size: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Cut positions into as few parts of at most `size` as there must be, nearly of one length."""
+    if len(positions):
+        yield from np.array_split(positions, -(-len(positions) // size))
+
+
 def probe(
     backbone: Backbone,
     source: Source,
@@ -100,12 +107,11 @@ def probe(
     chosen = known[np.linspace(0, len(known) - 1, min(PROBED, len(known))).astype(int)]
     size, channels = settings.views.size, settings.views.channels
     measured = copy.deepcopy(backbone)
-    pieces = [chosen[i : i + 128].tolist() for i in range(0, len(chosen), 128)]
 
     def images() -> Iterator[Tensor]:
-        for piece in pieces:
+        for piece in pieces(chosen, 128):  # a last one of few would count as much as the others
             pause()
-            yield whole_images(source, piece, size, channels)
+            yield whole_images(source, piece.tolist(), size, channels)
 
     update_bn(images(), measured, device)
     embedded = features(measured, source, size, channels, chosen, device, pause)

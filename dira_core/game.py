@@ -13,7 +13,15 @@ from dira_core.build import build_players, repeatable, seeded
 from dira_core.data.loader import Loader
 from dira_core.distributed import rank, world_size
 from dira_core.errors import RecipeError
-from dira_core.evaluate import Pause, Sample, SourceFeatures, examine, held_out, probe
+from dira_core.evaluate import (
+    HELD_OUT_EPOCH,
+    Pause,
+    Sample,
+    SourceFeatures,
+    examine,
+    held_out,
+    probe,
+)
 from dira_core.export import write_weights
 from dira_core.memory import keep_freed
 from dira_core.pictures import contact_sheet
@@ -92,7 +100,7 @@ class Game:
     def examine(self, rows: int = 64) -> Sample:
         """Restore and embed held-out views in evaluation mode."""
         crops = held_out(self.loader, rows)
-        return examine(self.whole(), self.views(crops, 0, 0), self.precision)
+        return examine(self.whole(), self.views(crops, HELD_OUT_EPOCH, 0), self.precision)
 
     def probe(self, pause: Pause) -> float | None:
         """Return the kNN accuracy of the backbone's frozen features, or None without labels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -80,3 +81,5 @@ class Aside(Tracker):
                 work()
         except Exception as error:
             self._error = error
+            with suppress(Exception):  # what it took before is not lost
+                self._tracker.close()

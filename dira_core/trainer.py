@@ -171,8 +171,11 @@ class Trainer:
             self.viewed += time.perf_counter() - started
             with accumulating(self.players) if number < len(pieces) else nullcontext():
                 found.append(self._play(turn, len(pieces), examine))
+        if self.precision.scales:  # a step given up once gradients are unscaled could not be redone
+            self._check_finite(found, pieces)
         norms = {f"norm/{player.name}": self._clip(player) for player in self.players}
-        self._check_finite([*found, *([] if self.precision.scales else [norms])], pieces)
+        if not self.precision.scales:
+            self._check_finite([*found, norms], pieces)
         self.precision.step([player.optimizer for player in self.players])
         for player in self.players:
             average_norms(player.module)

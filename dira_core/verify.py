@@ -219,7 +219,7 @@ class Comparing:
             found = str(difference)
         if first := next(filter(None, gathered(found)), None):
             raise Found(first)
-        if trainer.step == self._plan.last:
+        if trainer.step >= self._plan.last:
             raise Enough
 
     def recover(self, trainer: Trainer, setback: Setback) -> None:
@@ -246,8 +246,8 @@ class Comparing:
 
 def compare_metrics(here: Mapping[str, float], there: Mapping[str, Any], step: int) -> None:
     """Raise `Found` for the first metric of a step that is another number."""
-    for name in here.keys() & there.keys():
-        if there[name] is not None and here[name] != there[name]:
+    for name in here:
+        if there.get(name) is not None and here[name] != there[name]:
             off = abs(here[name] - there[name])
             raise Found(
                 f"{name} of step {step} is {here[name]!r} here and {there[name]!r} in "

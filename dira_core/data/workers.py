@@ -5,8 +5,10 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -38,6 +40,7 @@ class Workers:
         self._timeout = timeout
         self._requests: list[Any] = []
         self._processes: list[BaseProcess] = []
+        self._made: Iterator[Any] = iter(())
         self._loader = DataLoader[Any](  # sets torch's threads to 1 in its workers
             dataset,
             batch_sampler=self._requests,
@@ -47,6 +50,7 @@ class Workers:
             pin_memory=pinned,
             timeout=POLL_SECONDS,
             persistent_workers=True,
+            multiprocessing_context="fork" if sys.platform == "linux" else None,
         )
 
     def answers(self, requests: Sequence[Any]) -> Iterator[Any]:
@@ -56,10 +60,14 @@ class Workers:
             DataError: A worker died, or no batch came in time.
             DiraError: What the dataset returned.
         """
+        self._requests.clear()
+        with suppress(StopIteration):  # torch, beginning anew, would not wait as long as `_next`
+            while True:
+                self._next(self._made)
         self._requests[:] = requests
-        made = iter(self._loader) if self._processes else self._started()
+        self._made = iter(self._loader) if self._processes else self._started()
         for _ in requests:
-            batch = self._next(made)
+            batch = self._next(self._made)
             if isinstance(batch, DiraError):
                 raise batch
             yield batch

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dira_core.build import layout, place
 from dira_core.draws import shuffled
 from dira_core.errors import CheckpointError, DivergedError
-from dira_core.evaluate import evaluating
+from dira_core.evaluate import evaluating, pieces
 from dira_core.files import writing
 from dira_core.memory import keep_freed
 from dira_core.optim import build_optimizer, like_parameters, set_lr
@@ -26,7 +26,7 @@ from dira_core.optimizer_state import flatten_optimizer, unflatten_optimizer
 from dira_core.precision import Precision
 from dira_core.roles import trainable
 from dira_core.tensorfiles import read_tensors, write_tensors
-from dira_core.transfer.images import Task, pieces
+from dira_core.transfer.images import Task
 from dira_core.transfer.plan import Plan, Training
 from dira_core.transfer.splits import Array, Split, training_on
 from dira_core.types import Progress

@@ -11,8 +11,9 @@ import torch
 from torch.optim.swa_utils import update_bn
 
 from dira_core.encodings import pool
+from dira_core.evaluate import pieces
 from dira_core.roles import Backbone
-from dira_core.transfer.images import Task, pieces
+from dira_core.transfer.images import Task
 from dira_core.transfer.metrics import mean_auc
 
 Array = np.ndarray[Any, Any]
@@ -22,7 +23,7 @@ GRID = tuple(10.0**exponent for exponent in range(-5, 2))
 
 FOLDS = 3
 ENCODED = 128
-"""Images encoded at once."""
+"""Images encoded, or compared with all others, at once."""
 
 
 def measured(backbone: Backbone, task: Task, positions: Array, device: torch.device) -> Backbone:
@@ -64,14 +65,17 @@ def knn_scores(x: Array, y: Array, x_test: Array, k: int, temperature: float) ->
     unit, unit_test = (
         z / np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-12) for z in (x, x_test)
     )
-    cosine = unit_test @ unit.T
-    nearest = (-cosine).argsort(1, kind="stable")[:, :k]
-    votes = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / temperature)[:, :, None]
-    labels = y[nearest]
-    known = ~np.isnan(labels)
-    total = (votes * known).sum(1)
-    won = (votes * np.nan_to_num(labels)).sum(1)
-    return np.where(total > 0, won / np.where(total > 0, total, 1), 0.5)
+    scores = np.empty((len(x_test), y.shape[1]))
+    for rows in pieces(np.arange(len(x_test)), ENCODED):  # a table of all need not fit into memory
+        cosine = unit_test[rows] @ unit.T
+        nearest = (-cosine).argsort(1, kind="stable")[:, :k]
+        votes = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / temperature)[:, :, None]
+        labels = y[nearest]
+        known = ~np.isnan(labels)
+        total = (votes * known).sum(1)
+        won = (votes * np.nan_to_num(labels)).sum(1)
+        scores[rows] = np.where(total > 0, won / np.where(total > 0, total, 1), 0.5)
+    return scores
 
 
 def linear_scores(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from typing import NamedTuple, final
 
 import numpy as np
@@ -164,12 +163,6 @@ class MaskTask(Task):
         sides = sides_of(self._size, len(inside))
         resized = F.interpolate(both[None].float(), sides, mode="nearest-exact")[0]
         return resized[:-1], resized[-1:]
-
-
-def pieces(positions: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Cut positions into as few parts of at most `size` as there must be, nearly of one length."""
-    if len(positions):
-        yield from np.array_split(positions, -(-len(positions) // size))
 
 
 def _flip(images: Tensor, rows: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import numpy as np
 from torch import Tensor
 
 from dira_core.escaping import FORMULA, text_cell
+from dira_core.evaluate import pieces
 from dira_core.roles import Source
 from dira_core.targets import Labelled, Labels, Masks
-from dira_core.transfer.images import MaskTask, pieces
+from dira_core.transfer.images import MaskTask
 from dira_core.transfer.metrics import (
     Scores,
     classification_scores,

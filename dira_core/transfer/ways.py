@@ -11,6 +11,7 @@ import torch
 
 from dira_core.build import place
 from dira_core.errors import PluginError, RecipeError
+from dira_core.evaluate import pieces
 from dira_core.precision import (
     Precision,
     resolve_device,
@@ -20,7 +21,7 @@ from dira_core.precision import (
 from dira_core.targets import Labelled, Labels, Masks
 from dira_core.transfer.finetune import FineTuning
 from dira_core.transfer.frozen import features, knn_scores, linear_scores, measured
-from dira_core.transfer.images import LabelTask, MaskTask, pieces
+from dira_core.transfer.images import LabelTask, MaskTask
 from dira_core.transfer.losses import any_of_several, one_of_several, soft_dice
 from dira_core.transfer.networks import Start, classifier, segmenter
 from dira_core.transfer.plan import Plan

@@ -205,3 +205,11 @@ def test_a_mix_without_anything_to_train_is_refused() -> None:
 def test_a_chosen_component_is_built_with_its_options() -> None:
     head = make("discriminator", choice("discriminator", "simsiam", dim=6), small_trio().backbone)
     assert any(6 in p.shape for p in head.parameters())
+
+
+@pytest.mark.parametrize("sync_norm", [False, True])
+def test_one_image_is_too_few_for_a_batch_norm_of_embeddings(sync_norm: bool) -> None:
+    train = {"batch_size": 1, "precision": "fp32", "sync_norm": sync_norm}
+    alone = recipe(train=train)
+    with pytest.raises(RecipeError, match="a batch norm of embeddings needs at least 2 images"):
+        Game(build_trio(alone), build_source(alone), alone)

@@ -62,6 +62,21 @@ def test_images_without_a_label_take_no_part_in_the_probe() -> None:
     assert probe(Brightness(), source, small_settings(), CPU) == 1.0
 
 
+class Normed(Brightness):
+    """The same behind a batch norm, which takes no single vector in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(2)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.norm(super().forward(images)[0])]
+
+
+def test_one_image_more_than_pieces_have_is_probed_too() -> None:
+    assert probe(Normed(), TinySource(129), small_settings(), CPU) == 1.0
+
+
 def test_the_probe_leaves_weights_statistics_and_mode_alone() -> None:
     backbone = TinyBackbone()
     backbone.stages[0].eval()

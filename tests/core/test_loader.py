@@ -362,6 +362,18 @@ def test_a_worker_that_hangs_is_reported_and_ended() -> None:
 
 @linux
 @pytest.mark.slow
+def test_what_is_left_over_may_be_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dira_core.data.workers.POLL_SECONDS", 0.1)
+    slow = dict.fromkeys(range(40), lambda: time.sleep(0.1))  # 0.4 s a batch
+    with opened(Noise(40, harm=slow), settings(workers=1), timeout=60.0) as loader:
+        left = loader.batches(0)
+        next(left)
+        found = next(loader.batches(1))
+    assert torch.equal(found.index, next(iter(read_epoch(Noise(40), settings()))).index)
+
+
+@linux
+@pytest.mark.slow
 @pytest.mark.faults
 def test_workers_outlive_the_signals_that_ask_the_trainer_to_save() -> None:
     with opened(Noise(200), settings(workers=2)) as loader:

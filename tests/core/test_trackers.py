@@ -59,6 +59,18 @@ def test_what_a_tracker_raises_is_raised_later_and_it_is_called_no_more() -> Non
     assert [step for step, _ in broken.lines] == [1]
 
 
+def test_a_tracker_that_raised_is_closed() -> None:
+    broken = Broken()
+    broken.may.set()
+    aside = Aside(broken)
+    for step in (1, 2):
+        aside.log(step, {})
+    with pytest.raises(RuntimeError, match="no network"):
+        aside.close()
+    assert broken.closed
+    assert broken.lines == [(1, {})]
+
+
 def test_a_tracker_that_hangs_holds_no_more_lines_than_there_is_room_for() -> None:
     hanging = Kept()
     aside = Aside(hanging, room=3)

@@ -205,6 +205,12 @@ def test_metrics_are_averages_over_micro_batches() -> None:
         assert together[name] == pytest.approx((single[0][name] + single[1][name]) / 2)
 
 
+class Skipping(Watching):
+    def recover(self, trainer: Trainer, setback: Setback) -> None:
+        self.setbacks.append(setback)
+        trainer.step += 1
+
+
 def test_a_setback_of_the_watcher_is_recovered_from_and_the_run_goes_on() -> None:
     alarm = Setback("ill")
     watcher = Watching({5: alarm})
@@ -245,17 +251,27 @@ def test_a_step_that_is_skipped_leaves_buffers_as_they_were() -> None:
     bad = iter([False, True, *[False] * 30])
     role.head.weight.register_hook(lambda g: g * math.nan if next(bad) else g)
 
-    class Skipping(Watching):
-        def recover(self, trainer: Trainer, setback: Setback) -> None:
-            self.setbacks.append(setback)
-            trainer.step += 1
-
     watcher = Skipping()
     trainer.fit(watcher)
     assert len(watcher.setbacks) == 1
     assert len(role.stepped) == trainer.total_steps - 1
     assert role.seen == trainer.total_steps - 1
     assert watcher.epochs == [0, 1, 2]
+
+
+def test_a_step_in_fp16_whose_loss_is_not_finite_can_be_skipped() -> None:
+    parts = norm_free_trio()
+    role = parts.discriminator
+    assert isinstance(role, Pooled)
+    fp16 = {"train": {"batch_size": 4, "precision": "fp16"}}
+    trainer = trainer_of(parts, small_settings(health={"nonfinite": "skip"}, **fp16))
+    bad = iter([False, True, *[False] * 60])  # of the second view of the first step
+    role.head.register_forward_hook(lambda *given: given[-1] * (math.inf if next(bad) else 1))
+    watcher = Skipping()
+    trainer.fit(watcher)
+    (setback,) = watcher.setbacks
+    assert str(setback).startswith("losses/dis, losses/total not finite at step 0")
+    assert trainer.step == trainer.total_steps
 
 
 def test_what_torch_draws_in_a_step_is_a_function_of_seed_and_step() -> None:

@@ -28,6 +28,13 @@ def test_knn_classifies_as_the_probe_of_a_run_does() -> None:
     assert scores.sum(1) == pytest.approx(1.0)
 
 
+def test_knn_of_many_is_that_of_each() -> None:
+    x, y = blobs(400, 3)
+    many = knn_scores(x[:100], y[:100], x[100:], k=20, temperature=0.07)
+    each = [knn_scores(x[:100], y[:100], row[None], k=20, temperature=0.07) for row in x[100:]]
+    assert many == pytest.approx(np.concatenate(each))
+
+
 def test_a_neighbour_whose_label_is_not_known_does_not_vote() -> None:
     x = np.eye(3)
     y = np.array([[1.0], [np.nan], [0.0]])
