@@ -11,7 +11,7 @@ import shutil
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,7 +177,10 @@ class ShardFiles:
         if number in self._open:
             self._open.move_to_end(number)
         else:
-            self._open[number] = os.open(self.path(number), os.O_RDONLY)
+            try:
+                self._open[number] = os.open(self.path(number), os.O_RDONLY)
+            except FileNotFoundError:  # meanwhile another process made room: once more
+                self._open[number] = os.open(self.path(number), os.O_RDONLY)
             if len(self._open) > OPEN:
                 os.close(self._open.popitem(last=False)[1])
         return self._open[number]
@@ -190,7 +193,8 @@ class ShardFiles:
             if path.is_file():
                 os.utime(path)
                 return path
-            make_room(self._folder, self._limit - shard.size)
+            with _alone(self._folder / "room.lock"):
+                make_room(self._folder, self._limit - shard.size)
             aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
             try:
                 with reaching(shard.url), fsspec.open(shard.url) as there, aside.open("xb") as here:
@@ -205,12 +209,16 @@ class ShardFiles:
 
 def make_room(folder: Path, limit: int) -> None:
     """Remove copies of shards, those not read for longest first, until they take `limit` bytes."""
-    copies = sorted((path.stat().st_mtime_ns, path) for path in folder.glob("*.tar"))
-    taken = sum(path.stat().st_size for _, path in copies)
-    for _, path in copies:
+    copies = []
+    for path in folder.glob("*.tar"):
+        with suppress(FileNotFoundError):  # removed by another process meanwhile
+            known = path.stat()
+            copies.append((known.st_mtime_ns, known.st_size, path))
+    taken = sum(size for _, size, _ in copies)
+    for _, size, path in sorted(copies):
         if taken <= limit:
             return
-        taken -= path.stat().st_size
+        taken -= size
         path.unlink(missing_ok=True)
 
 

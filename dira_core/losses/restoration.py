@@ -11,10 +11,12 @@ from dira_core.losses.arguments import in_float32, same_shape
 def mean_squared(restored: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
     """Average the squared error over all pixels, or over those of a mask (L2, paper, eq. 2).
 
+    Masked pixels are averaged image by image, so that parts of a batch average to the whole.
+
     Args:
         restored: (B, C, *S).
         target: (B, C, *S).
-        mask: Boolean, (B, 1 or C, *S); where it is empty the loss is 0 and so is its gradient.
+        mask: Boolean, (B, 1 or C, *S); an image whose mask is empty counts as 0.
 
     Returns:
         Scalar in float32.
@@ -39,5 +41,5 @@ def mean_absolute(restored: Tensor, target: Tensor, mask: Tensor | None = None) 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean()
-    mask = mask.expand_as(values)
-    return (values * mask).sum() / mask.sum().clamp_min(1)
+    mask = mask.expand_as(values).flatten(1)
+    return ((values.flatten(1) * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()

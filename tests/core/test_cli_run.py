@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from kit import SMALL, Dira, kit
 from parts import outcome
 
@@ -141,6 +142,17 @@ def test_a_run_that_failed_before_its_first_step_is_resumed_from_step_0(
     assert "resumed from step-00000000" in err
     assert dira("run", *SMALL, "--name", "whole")[0] == 0
     assert outcome(Path("runs/run")) == outcome(Path("runs/whole"))
+
+
+def test_networks_of_a_run_in_a_format_that_this_machine_lacks_are_read_all_the_same(
+    dira: Dira,
+) -> None:
+    assert dira("run", *SMALL, "--name", "run")[0] == 0
+    place = Path("runs/run/recipe.toml")
+    place.write_text(place.read_text().replace('precision = "fp32"', 'precision = "bf16"'))
+    _, trio = dira_core.load_run(place.parent)
+    there = dira_core.load(place.parent).backbone.state_dict()
+    torch.testing.assert_close(trio.backbone.state_dict(), there)
 
 
 def test_resuming_a_finished_run_changes_nothing_and_is_no_error(dira: Dira) -> None:

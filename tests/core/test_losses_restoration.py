@@ -24,13 +24,16 @@ def test_a_pixel_loss_is_the_mean_error_over_all_pixels(
 
 @pytest.mark.parametrize(("loss", "error"), [(mean_squared, lambda d: d * d), (mean_absolute, abs)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_masked_pixel_loss_is_the_mean_error_over_the_masked_pixels(
+def test_a_masked_pixel_loss_is_the_mean_over_images_of_the_mean_over_masked_pixels(
     loss: Callable[..., Tensor], error: Callable[[float], float], channels: int
 ) -> None:
-    x, y = randn(2, 3, 4, 5, seed=1), randn(2, 3, 4, 5, seed=2)
-    mask = randn(2, channels, 4, 5, seed=3) > 0.3
-    counted = (x - y)[mask.expand(2, 3, 4, 5)].tolist()
-    assert loss(x, y, mask).item() == pytest.approx(fmean([error(d) for d in counted]), rel=1e-13)
+    x, y = randn(4, 3, 4, 5, seed=1), randn(4, 3, 4, 5, seed=2)
+    mask = randn(4, channels, 4, 5, seed=3) > 0.3
+    counted = [(x - y)[i][mask[i].expand(3, 4, 5)].tolist() for i in range(4)]
+    expected = fmean([fmean([error(d) for d in each]) for each in counted])
+    assert loss(x, y, mask).item() == pytest.approx(expected, rel=1e-13)
+    halves = [loss(*(part[rows] for part in (x, y, mask))) for rows in (slice(2), slice(2, 4))]
+    assert fmean(half.item() for half in halves) == pytest.approx(expected, rel=1e-13)
 
 
 @pytest.mark.parametrize("loss", [mean_squared, mean_absolute])

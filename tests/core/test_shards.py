@@ -438,6 +438,32 @@ def test_copies_never_take_more_room_than_they_may(tmp_path: Path, remote: str) 
     assert not list((tmp_path / "copies").glob("*.tar"))
 
 
+def test_a_copy_that_another_process_removes_is_fetched_again(
+    tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(TinySource(10), tmp_path / "s")
+    put(remote, tmp_path / "s")
+    files = ShardFiles(find(remote), tmp_path / "copies", limit=10**9)
+    path, lost = files.path, iter([True, False])
+
+    def of(number: int) -> Path:
+        found = path(number)
+        if next(lost):
+            make_room(tmp_path / "copies", 0)
+        return found
+
+    monkeypatch.setattr(files, "path", of)
+    expected = (tmp_path / "s" / files._shards[0].name).read_bytes()[:600]
+    assert files.read(0, 0, 600) == expected
+
+
+def test_room_is_made_beside_files_that_vanish(tmp_path: Path) -> None:
+    (tmp_path / "vanished.tar").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "copy.tar").write_bytes(b"1234")
+    make_room(tmp_path, 0)
+    assert not (tmp_path / "copy.tar").exists()
+
+
 def test_what_cannot_be_reached_or_came_damaged_says_so(tmp_path: Path, remote: str) -> None:
     with pytest.raises(DataError, match=r"no \.tar file at 'memory://bucket/set'"):
         opened(remote)
