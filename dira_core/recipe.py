@@ -38,7 +38,8 @@ class Stage(Options):
         "start anew",
     )
     changes: dict[str, JsonValue] = Field(
-        default={}, description="what is different: anything but data, backbone, seed and init"
+        default={},
+        description="what is different: anything but data, backbone, seed, init and stages",
     )
 
 

@@ -6,6 +6,7 @@ Run `python docs/reference.py` after a change of a flag, a key or a public name;
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -153,7 +154,7 @@ def words(schema: dict[str, Any]) -> str:
     if members := schema.get("anyOf") or schema.get("oneOf"):
         return " or ".join(words(each) for each in members)
     if "enum" in schema:
-        return ", ".join(f'"{value}"' for value in schema["enum"])
+        return ", ".join(map(json.dumps, schema["enum"]))
     if "prefixItems" in schema:
         return f"[{', '.join(words(item) for item in schema['prefixItems'])}]"
     if schema["type"] == "array":

@@ -43,6 +43,7 @@ class DeepCluster(Discriminator):
     n_views = 1
     cluster: Tensor
     weight: Tensor
+    base: Tensor
     head: nn.Linear
 
     def __init__(self, options: DeepClusterOptions, backbone: Backbone) -> None:
@@ -61,6 +62,7 @@ class DeepCluster(Discriminator):
         self.head = nn.Linear(self._width, k)
         self.register_buffer("cluster", torch.arange(n_images) % k)
         self.register_buffer("weight", torch.ones(k))
+        self.register_buffer("base", torch.randint(2**31, ()))
 
     def forward(self, encodings: Encodings) -> Objective:
         cluster = self.cluster[encodings.batch.index]
@@ -68,8 +70,8 @@ class DeepCluster(Discriminator):
 
     @torch.no_grad()
     def epoch_started(self, progress: Progress, features: FeaturePass) -> None:
-        """Cluster all images, and start the classifier anew; draws depend on the epoch alone."""
-        generator = torch.Generator().manual_seed(progress.epoch)
+        """Cluster all images, and start the classifier anew; draws depend on seed and epoch alone."""
+        generator = torch.Generator().manual_seed(int(self.base) + progress.epoch)
         points = pca_whiten(features().to(self.cluster.device), self._options.pca)
         k = len(self.weight)
         self.cluster.copy_(kmeans(points, k, self._options.iterations, generator))

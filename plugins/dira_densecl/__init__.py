@@ -24,7 +24,7 @@ class DenseCLOptions(Options):
         0.999,
         ge=0,
         lt=1,
-        description="part a teacher keeps of itself a step, reached as (1 + step) / (10 + step)",
+        description="part a teacher keeps of itself a step",
     )
     dense: float = Field(0.5, ge=0, le=1, description="weight of the cells, lambda in the paper")
     queue: int | None = Field(

@@ -227,7 +227,7 @@ class OuterCutout(Blocks):
 class NoiseInpaint(Blocks):
     """Fill random blocks with noise.
 
-    Source: Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912; one block as in TransVW.
+    Source: Zhou et al., "Models Genesis", MICCAI 2019, arXiv:1908.06912; one block as in TransVW.
     """
 
     options: NoiseInpaintOptions
@@ -242,7 +242,7 @@ class NoiseInpaint(Blocks):
 class NoiseOutpaint(Blocks):
     """Fill all but random blocks with noise.
 
-    Source: Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912.
+    Source: Zhou et al., "Models Genesis", MICCAI 2019, arXiv:1908.06912.
     """
 
     options: NoiseOutpaintOptions

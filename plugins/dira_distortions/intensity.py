@@ -190,7 +190,7 @@ class Bezier(Distortion):
 
     The curve goes through (0, 0), (u, u'), (v, v'), (1, 1) with independent U(0, 1) control points,
     which makes both coordinates monotone; a falling curve has its second coordinate reversed.
-    Source: Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912: non-linear transformation.
+    Source: Zhou et al., "Models Genesis", MICCAI 2019, arXiv:1908.06912: non-linear transformation.
     """
 
     def __init__(self, options: BezierOptions) -> None:

@@ -128,7 +128,7 @@ def swapped(
 class PixelShuffle(Distortion):
     """Shuffle pixels inside small windows; all read the original, and the last window wins.
 
-    Source: Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912: local pixel shuffling.
+    Source: Zhou et al., "Models Genesis", MICCAI 2019, arXiv:1908.06912: local pixel shuffling.
     """
 
     def __init__(self, options: PixelShuffleOptions) -> None:

@@ -180,7 +180,7 @@ CONTEXT_ENCODER = {  # Pathak et al., "Context Encoders", CVPR 2016, arXiv:1604.
     "train": {"batch_size": 64},
 }
 
-GENESIS = {  # Zhou et al., "Models Genesis", MedIA 2021, arXiv:1908.06912; its code, in 2-D
+GENESIS = {  # Zhou et al., "Models Genesis", MICCAI 2019, arXiv:1908.06912; its code, in 2-D
     "backbone": "resnet50",  # ours; theirs is a 3-D U-Net
     "discriminator": "none",
     "restorer": {"name": "unet", "loss": "mse"},
