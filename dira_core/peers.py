@@ -165,12 +165,15 @@ def _leave_word(code: int, message: str) -> None:
 
 def _reason(place: str) -> DiraError:
     """Return what another process failed with, or who does not answer."""
-    if (store := _store()).check([WORD]):
-        code, message = json.loads(store.get(WORD))
-        return error_of(code, message)
-    lost = ", ".join(map(str, _absent())) or "unknown"
+    try:
+        if (store := _store()).check([WORD]):
+            code, message = json.loads(store.get(WORD))
+            return error_of(code, message)
+        lost = f"rank {', '.join(map(str, _absent())) or 'unknown'}"
+    except RuntimeError:
+        lost = "the process that keeps the launcher's store"
     return PeerError(
-        f"rank {lost} died or hangs at {place}, rank {rank()} has waited for it: see what it "
+        f"{lost} died or hangs at {place}, rank {rank()} has waited for it: see what it "
         "said and whether its machine is well, then continue with --resume"
     )
 

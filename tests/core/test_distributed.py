@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import TCPStore
 from world import WORLD, together
 
-from dira_core import gather_rows
+from dira_core import gather_rows, peers
 from dira_core.distributed import (
     LAUNCHED,
     average,
@@ -167,6 +168,18 @@ def test_a_process_that_died_is_named_and_where_it_was_missed(tmp_path: Path) ->
     with pytest.raises(FileNotFoundError):  # both leave without a result
         together(tmp_path, work)
     assert (tmp_path / "named").exists()
+
+
+def test_where_the_store_died_with_its_machine_a_peer_is_still_what_is_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("localhost", server.port)
+    monkeypatch.setattr(peers, "_store", lambda: store)
+    del server
+    with pytest.raises(PeerError) as lost, peers_named(lambda: "step 7"):
+        raise RuntimeError("gloo: connection closed by peer")
+    assert "store died or hangs at step 7, rank 0 has waited" in str(lost.value)
 
 
 def test_other_errors_are_not_blamed_on_peers() -> None:
