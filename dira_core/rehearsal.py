@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,21 +101,21 @@ def measured(recipe: Recipe, folder: Path) -> Rehearsal:
     trainer, metrics = game.trainer, {}
     steps, seconds = trainer.steps(), 0.0
     restart_peak(game.precision.device)
-    for _ in range(min(STEPS, trainer.steps_per_epoch)):
-        started = time.perf_counter()
-        try:
-            metrics = trainer.train_step(next(steps))
-        except Setback as setback:
-            raise DivergedError(f"{setback}: try a smaller optimizer.lr") from setback
-        seconds = time.perf_counter() - started
-        trainer.step += 1
+    with closing(game.loader):
+        for _ in range(min(STEPS, trainer.steps_per_epoch)):
+            started = time.perf_counter()
+            try:
+                metrics = trainer.train_step(next(steps))
+            except Setback as setback:
+                raise DivergedError(f"{setback}: try a smaller optimizer.lr") from setback
+            seconds = time.perf_counter() - started
+            trainer.step += 1
     peak = peak_mib(game.precision.device)
     tensors, _ = capture(trainer)
     size = sum(t.nbytes for group in tensors.values() for t in group.values())
     weights = sum(t.nbytes for t in game.model.state_dict().values())
     picture = folder / "views.png"
     write_png(picture, sheet(game.examine(8)), enlarge=2)
-    game.loader.close()
     return Rehearsal(
         losses={k: v for k, v in metrics.items() if k.startswith("losses/")},
         steps=trainer.total_steps,

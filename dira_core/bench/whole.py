@@ -34,6 +34,7 @@ class WholeRun:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._game.loader.close()
         self._home.__exit__(None, None, None)
 
     def step(self) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from typer.testing import CliRunner
 from dira_core import cli
 from dira_core.bench.bare import BareLoop
 from dira_core.bench.null import null_step
+from dira_core.bench.step import first_crops
+from dira_core.bench.whole import WholeRun
 from dira_core.build import build_source, build_trio
 from dira_core.game import Game
 from dira_core.recipe import Recipe
@@ -84,6 +88,21 @@ def test_dira_and_the_hand_written_loops_end_a_step_with_the_same_weights(
     assert sum(not torch.equal(before[key], dira[key]) for key in dira) > len(dira) / 2
     for key, value in dira.items():
         torch.testing.assert_close(value, bare[key], rtol=1e-6, atol=1e-6, msg=key)
+
+
+@pytest.mark.slow
+def test_data_workers_end_with_what_they_are_for(tmp_path: Path) -> None:
+    others = set(multiprocessing.active_children())
+    chosen = recipe(loader={"workers": 1})
+    game = Game(build_trio(chosen), build_source(chosen), chosen)
+    first_crops(game)
+    with WholeRun(chosen, tmp_path) as whole:
+        whole.step()
+        kept = set(multiprocessing.active_children()) - others
+        assert kept
+    for process in kept:
+        process.join(5)
+        assert not process.is_alive()
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,6 +95,18 @@ def test_what_the_run_would_stumble_over_is_said_now(tmp_path: Path) -> None:
         rehearse(recipe(data={"name": "poisoned", "n": 4}), tmp_path)
     with pytest.raises(DataError, match="the source has 3"):
         rehearse(recipe(data={"name": "small-set", "n": 3}), tmp_path)
+
+
+@pytest.mark.slow
+def test_data_workers_end_with_a_rehearsal_that_fails(tmp_path: Path) -> None:
+    others = set(multiprocessing.active_children())
+    data = {"name": "poisoned", "n": 4}
+    with pytest.raises(DivergedError) as failed:
+        rehearse(recipe(data=data, loader={"workers": 1}), tmp_path)
+    assert failed.traceback  # holds the frames, and with them the loader
+    for process in set(multiprocessing.active_children()) - others:
+        process.join(5)
+        assert not process.is_alive()
 
 
 def test_unreadable_images_are_named(tmp_path: Path) -> None:
