@@ -36,6 +36,7 @@ class HostCopies:
         self._files: list[str] = []
         self._layouts: list[object] = []
         self._held: dict[Place, Tensor] = {}
+        self._plain: Groups | None = None
 
     def take(
         self, files: Mapping[str, Mapping[str, Tensor]], later: Container[str] = ()
@@ -54,7 +55,7 @@ class HostCopies:
         """
         given = {(file, name): value for file in files for name, value in files[file].items()}
         layouts: list[object] = [(p, t.shape, t.dtype, t.stride()) for p, t in given.items()]
-        self._files = list(files)
+        self._files, self._plain = list(files), None
         if layouts != self._layouts:
             self._held, self._layouts = {}, []  # before there is memory for others
             self._held, self._layouts = _rooms(given), layouts
@@ -65,10 +66,11 @@ class HostCopies:
 
     def plain(self) -> Groups:
         """Return the copies in row order; they are as they were taken until the next `take`."""
-        groups: Groups = {file: {} for file in self._files}
-        for (file, name), copy in self._held.items():
-            groups[file][name] = _in_row_order(copy)
-        return groups
+        if self._plain is None:  # once, as values move in the memory they lie in
+            self._plain = {file: {} for file in self._files}
+            for (file, name), copy in self._held.items():
+                self._plain[file][name] = _in_row_order(copy)
+        return self._plain
 
 
 def _rooms(given: Mapping[Place, Tensor]) -> dict[Place, Tensor]:

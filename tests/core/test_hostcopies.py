@@ -67,6 +67,16 @@ def test_files_that_keep_still_are_copied_when_asked_to() -> None:
     assert bits(held["model"]["half"]) != before
 
 
+def test_copies_are_the_same_however_often_they_are_asked_for() -> None:
+    given, copies = tensors(), HostCopies()
+    copies.take({"model": given})
+    for _ in range(2):
+        held = copies.plain()["model"]
+        assert {name: bits(copy) for name, copy in held.items()} == {
+            name: bits(tensor) for name, tensor in given.items()
+        }
+
+
 def test_memory_is_taken_once() -> None:
     given, copies = tensors(), HostCopies()
     del given["slice"], given["expanded"]  # of odd layouts, which nothing that is trained has
