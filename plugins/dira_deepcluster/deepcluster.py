@@ -70,7 +70,7 @@ class DeepCluster(Discriminator):
 
     @torch.no_grad()
     def epoch_started(self, progress: Progress, features: FeaturePass) -> None:
-        """Cluster all images, and start the classifier anew; draws depend on seed and epoch alone."""
+        """Cluster all images, start the classifier anew; draws depend on seed and epoch alone."""
         generator = torch.Generator().manual_seed(int(self.base) + progress.epoch)
         points = pca_whiten(features().to(self.cluster.device), self._options.pca)
         k = len(self.weight)

@@ -98,7 +98,7 @@ def test_over_all_images_the_weighted_loss_is_the_mean_over_clusters(
 def test_an_epoch_starts_with_new_clusters_of_all_images_and_a_new_classifier(
     backbone: TinyBackbone,
 ) -> None:
-    module, features = build(backbone, 40, clusters=4), Features(blobs(4, 10)[0])
+    module, features = build(backbone, 40, clusters=4, pca=3), Features(blobs(4, 10)[0])
     assert torch.equal(module.get_buffer("cluster"), torch.arange(40) % 4)
     state = torch.get_rng_state()
     module.epoch_started(START, features)
@@ -183,3 +183,14 @@ def test_the_default_optimizer_is_the_public_codes() -> None:
     assert (optimizer.name, optimizer.lr, optimizer.lr_batch) == ("sgd", 0.05, 256)
     assert (optimizer.momentum, optimizer.weight_decay) == (0.9, 1e-5)
     assert optimizer.schedule == "constant"
+
+
+def test_draws_of_an_epoch_are_those_of_the_seed_of_the_run(backbone: TinyBackbone) -> None:
+    def started(seed: int) -> Tensor:
+        torch.manual_seed(seed)  # as `prepare` finds it in a run
+        module = build(backbone, 40, clusters=4, pca=3)
+        module.epoch_started(START, Features(blobs(4, 10)[0]))
+        return module.get_parameter("head.weight")
+
+    assert torch.equal(started(1), started(1))
+    assert not torch.equal(started(1), started(2))
