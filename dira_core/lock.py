@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from weakref import WeakSet
 
 from dira_core.errors import RunFolderError
 from dira_core.files import writing
@@ -43,9 +44,7 @@ class Lock:
             os.close(file)
             raise
         self._file = file
-        # A forked data worker inherits the lock. It must let go at once, or one that outlives its
-        # killed trainer keeps the folder from the run that follows.
-        os.register_at_fork(after_in_child=self.release)
+        _taken.add(self)
         os.ftruncate(file, 0)
         os.pwrite(file, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
@@ -54,6 +53,19 @@ class Lock:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+
+_taken: WeakSet[Lock] = WeakSet()
+
+
+def _let_go() -> None:
+    for lock in _taken:
+        lock.release()
+
+
+# A forked data worker inherits the locks. It must let go at once, or one that outlives its killed
+# trainer keeps the folder from the run that follows. Once, as what is registered stays for good.
+os.register_at_fork(after_in_child=_let_go)
 
 
 @contextmanager

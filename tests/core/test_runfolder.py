@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from dira_core import files, runfolder
 from dira_core.errors import ResourceError, RunFolderError
+from dira_core.lock import Lock
 from dira_core.runfolder import RunFolder, new_run_folder
 
 # Newer Pythons warn of any fork in a process that has threads; these children only own and wait.
@@ -110,6 +112,15 @@ def test_a_fork_does_not_release_the_folder_of_its_parent(tmp_path: Path) -> Non
         os.waitpid(child, 0)
         with pytest.raises(RunFolderError, match="in use"), RunFolder(tmp_path):
             pass
+
+
+def test_a_lock_that_was_released_is_kept_by_nobody(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "lock")
+    lock.take()
+    lock.release()
+    left = weakref.ref(lock)
+    del lock
+    assert left() is None
 
 
 def test_one_process_cannot_own_a_folder_twice_at_a_time(tmp_path: Path) -> None:
