@@ -59,7 +59,8 @@ def check_world_size(
         double: Whether networks compute in float64; false for those that cannot.
 
     Raises:
-        ValueError: Something differs; the message names the first of it and how much.
+        ValueError: Something differs; the message names the first of it and how much. Or the batch
+            cannot be split among the processes.
     """
     together = _settled(values, processes)
     alone = run_in_processes(lambda rank: steps(_settled(values, 1), parts, double), 1)[0]
@@ -200,9 +201,19 @@ def _fork(work: Callable[[int], Tensors], rank: int, processes: int, folder: Pat
 
 
 def _settled(values: Mapping[str, Any], processes: int) -> Recipe:
-    """Return the recipe of one of several processes: fp32, synchronised, everything logged."""
+    """Return the recipe of one of several processes: fp32, synchronised, everything logged.
+
+    Raises:
+        ValueError: The batch cannot be split among them.
+    """
     train = dict(values.get("train", {}))
-    train["batch_size"] = train.get("batch_size", 12) // processes
+    batch = train.get("batch_size", 12)
+    train["batch_size"], left = divmod(batch, processes)
+    if left:
+        raise ValueError(
+            f"a batch of {batch} images cannot be split among {processes} processes: give a "
+            f"train.batch_size that {processes} divides, or other processes"
+        )
     fixed = {
         "train": train | {"precision": "fp32", "sync_norm": True, "epochs": 1},
         "log": {"every": 1, "probe": False},

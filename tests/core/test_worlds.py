@@ -55,6 +55,11 @@ def recipe(name: str, **train: Any) -> dict[str, Any]:
     }
 
 
+def test_a_batch_that_processes_cannot_share_is_refused() -> None:
+    with pytest.raises(ValueError, match="12 images cannot be split among 5 .* that 5 divides"):
+        check_world_size(recipe("simsiam"), parts(1), processes=5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "strategy", "accumulate"), CASES)
 def test_two_processes_train_as_one_does(name: str, strategy: str, accumulate: int) -> None:
