@@ -33,6 +33,9 @@ RECIPE = "recipe.toml"
 STATUS = "status.json"
 ENVIRONMENT = "environment.json"
 
+LONGEST_NAME = 100
+"""Bytes of the name of a run folder; file systems take 255."""
+
 
 class RunFolder:
     """Own a run folder while the context lasts; reading it needs no context.
@@ -178,7 +181,8 @@ def new_run_folder(root: Path, name: str | None, recipe_name: str) -> Path:
         name: What the user calls the run; None takes `recipe_name`.
         recipe_name: What the recipe is about, for example "simsiam-unet-patchgan-phantom".
     """
-    safe = re.sub(r"[^\w.-]+", "-", name or recipe_name)[:100].strip("-.") or "run"
+    safe = re.sub(r"[^\w.-]+", "-", name or recipe_name)
+    safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore").strip("-.") or "run"
     with writing(root, 0):
         root.mkdir(parents=True, exist_ok=True)
         while True:

@@ -41,5 +41,5 @@ def mean_absolute(restored: Tensor, target: Tensor, mask: Tensor | None = None) 
 def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return values.mean()
-    mask = mask.expand_as(values).flatten(1)
-    return ((values.flatten(1) * mask).sum(1) / mask.sum(1).clamp_min(1)).mean()
+    mask, axes = mask.expand_as(values), [*range(1, values.dim())]
+    return ((values * mask).sum(axes) / mask.sum(axes).clamp_min(1)).mean()

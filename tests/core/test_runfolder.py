@@ -272,6 +272,7 @@ def test_names_of_runs_are_safe_and_counted(tmp_path: Path) -> None:
         ("x" * 300, "x" * 100),
         ("<script>", "script"),
         ("Röntgen 影像", "Röntgen-影像"),
+        ("影" * 300, "影" * 33),
         ("-rf", "rf"),
     ],
 )
