@@ -254,7 +254,7 @@ def test_exported_and_imported_weights_go_round_the_command_line(dira: Dira) -> 
     assert dira("run", *flags, "--name", "first")[0] == 0
     code, out, err = dira("export", "runs/first", "--to", "torchvision", "--channels", "3")
     assert code == 0, err
-    path = "runs/first/exports/torchvision.safetensors"
+    path = "runs/first/exports/torchvision-3ch.safetensors"
     assert out.splitlines()[0] == f"wrote     {path}"
     assert "checked   same images through dira and torchvision differ by " in out
     assert "note      the classifier fc is not part of the weights" in out
