@@ -36,6 +36,13 @@ class Batch(NamedTuple):
     known: Tensor
 
 
+class Stored(NamedTuple):
+    """An image as it is stored: its sides in px, and the size of a pixel in mm if it is known."""
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, ...] | None
+
+
 class Task(ABC):
     """A target, read for one network.
 
@@ -91,15 +98,17 @@ class Task(ABC):
         pixels = torch.empty(len(images), channels, *sides)
         for image, box, place_of in zip(images, boxes.tolist(), pixels, strict=True):
             cut(image, box, place_of)
-        return Batch(pixels, *self.truth(indices, boxes))
+        return Batch(pixels, *self.truth(indices, images, boxes))
 
     @abstractmethod
     def whole(self, image: Image) -> Tensor:
         """Return the box (D, 2) of what is tested of an image."""
 
     @abstractmethod
-    def truth(self, indices: np.ndarray, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what is true within boxes, and where it is known; see `Batch`."""
+    def truth(
+        self, indices: np.ndarray, images: list[Image], boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return what is true of images within boxes, and where it is known; see `Batch`."""
 
 
 @final
@@ -116,7 +125,9 @@ class LabelTask(Task):
         """Return the central square."""
         return centre_box(image.pixels.shape[1:])
 
-    def truth(self, indices: np.ndarray, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def truth(
+        self, indices: np.ndarray, images: list[Image], boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the labels, wherever the boxes lie."""
         return self._labels[indices], self._known[indices]
 
@@ -129,29 +140,44 @@ class MaskTask(Task):
         super().__init__(target, prepare, plan)
         self._target = target
         self._size = prepare.size
+        self._seen: dict[int, Stored] = {}
 
     def whole(self, image: Image) -> Tensor:
         """Return the edges of the image."""
         return torch.tensor([[0, side] for side in image.pixels.shape[1:]])
 
-    def truth(self, indices: np.ndarray, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    def truth(
+        self, indices: np.ndarray, images: list[Image], boxes: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the masks within boxes; of several pixels the nearest counts."""
-        found = [self._mask(int(index), box) for index, box in zip(indices, boxes, strict=True)]
+        found = []
+        for index, image, box in zip(indices.tolist(), images, boxes, strict=True):
+            self._note(index, image)
+            found.append(self._mask(index, box))
         return torch.stack([masks for masks, _ in found]), torch.stack([k for _, k in found])
 
     def spacing(self, index: int) -> tuple[float, ...] | None:
         """Return the size of a pixel of the stored image in mm, where the file says it."""
-        return self.read(index).spacing
+        return self._stored(index).spacing
 
     def pixels(self, index: int) -> tuple[float, ...]:
         """Return how many pixels of the stored image one of the network's covers, along axes."""
-        shape = self.read(index).pixels.shape[1:]
+        shape = self._stored(index).shape
         sides = sides_of(self._size, len(shape))
         return tuple(side / seen for side, seen in zip(shape, sides, strict=True))
 
+    def _note(self, index: int, image: Image) -> None:
+        self._seen[index] = Stored(image.pixels.shape[1:], image.spacing)
+
+    def _stored(self, index: int) -> Stored:
+        """Return what is known of an image that was read, or read it."""
+        if index not in self._seen:
+            self._note(index, self.read(index))
+        return self._seen[index]
+
     def _mask(self, index: int, box: Tensor) -> tuple[Tensor, Tensor]:
         masks, known = self._target.mask(index)
-        shape = self.read(index).pixels.shape[1:]
+        shape = self._stored(index).shape
         if known.shape != shape:
             name = self._source.name(index)
             raise DataError(

@@ -25,7 +25,7 @@ from dira_core.resolving import resolve
 from dira_core.testing import TinyBackbone
 from dira_core.transfer import finetune
 from dira_core.transfer.finetune import FineTuning
-from dira_core.transfer.images import LabelTask
+from dira_core.transfer.images import LabelTask, MaskTask
 from dira_core.transfer.leaks import Overlap, common
 from dira_core.transfer.losses import one_of_several
 from dira_core.transfer.measure import check_truth
@@ -149,6 +149,30 @@ def test_statistics_of_batches_count_from_the_first_one(labelled: Path) -> None:
     assert len(seen) == 6
     assert first.running_mean is not None
     assert torch.allclose(first.running_mean, torch.stack(seen).mean(0), atol=1e-6)
+
+
+def test_an_image_with_a_mask_is_read_once_for_a_batch_and_what_is_asked_about_it(
+    labelled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of("masks", labelled, "cache_mb=0")
+    begun = start("random:0", plan)
+    target = make("target", plan.target, begun.prepare.window)
+    task = MaskTask(target, begun.prepare, plan)
+    read, reads = type(target.source).read, []
+
+    def counted(self: object, index: int) -> object:
+        reads.append(index)
+        return read(self, index)
+
+    monkeypatch.setattr(type(target.source), "read", counted)
+    task.batch(np.arange(4))
+    task.crops(np.arange(4, 8), 0)
+    for index in range(8):
+        assert task.spacing(index) is None
+        assert task.pixels(index) == (1.0, 1.0)
+    assert reads == list(range(8))
+    assert task.pixels(8) == (1.0, 1.0)
+    assert reads[8:] == [8]
 
 
 def test_a_killed_fine_tuning_goes_on_and_ends_as_one_that_was_not(
