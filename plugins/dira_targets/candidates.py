@@ -17,12 +17,16 @@ from dira_targets.options import CandidatesOptions, Luna16Options
 LPS = np.array([-1.0, -1.0, 1.0])
 """Turns coordinates towards left, back and head into those of `Image.affine`."""
 
+HELD = 2**30
+"""Bytes of boxes that wait to be asked for, at most."""
+
 
 class Candidates(Source):
     """Boxes around places in volumes.
 
     Where a volume is read all its boxes are cut out, and kept until they are asked for: a pass over
-    all candidates, in any order, reads each volume once.
+    all candidates, in any order, reads each volume once. Where there are too many to be held, those
+    cut first are dropped.
 
     Args:
         volumes: Read one volume.
@@ -51,9 +55,7 @@ class Candidates(Source):
         Raises:
             DataError: The volume cannot be read, or holds nothing of the box.
         """
-        if index not in self._cut:
-            self._cut_all(index)
-        return self._cut.pop(index)
+        return self._cut.pop(index) if index in self._cut else self._cut_all(index)
 
     def digest(self, index: int) -> int | None:
         """Return that of its volume."""
@@ -65,10 +67,11 @@ class Candidates(Source):
     def frame(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """Return the affine of a box, as of an image, and its shape; raises as `read` does."""
         if index not in self._frames:
-            self._cut_all(index)
+            self._cut[index] = self._cut_all(index)
         return self._frames[index]
 
-    def _cut_all(self, index: int) -> None:
+    def _cut_all(self, index: int) -> Image:
+        """Return the box around a candidate; hold all others of its volume."""
         volume = self._volumes.read(self._of[index])
         for each in self._within[self._of[index]]:
             box = self._box(volume, each)
@@ -77,6 +80,11 @@ class Candidates(Source):
                 self._frames[each] = box.affine, box.pixels.shape[1:]
         if index not in self._cut:
             raise DataError("it lies outside its volume: check the axes of the coordinates")
+        own = self._cut.pop(index)
+        excess = sum(box.pixels.nbytes for box in self._cut.values()) - HELD
+        while excess > 0:
+            excess -= self._cut.pop(next(iter(self._cut))).pixels.nbytes
+        return own
 
     def name(self, index: int) -> str:
         """Return its volume and its place."""

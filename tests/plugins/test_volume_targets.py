@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from pathlib import Path
 
 import nibabel as nib
@@ -91,6 +93,24 @@ def test_all_candidates_of_a_volume_are_cut_when_it_is_read(
     for index in np.random.default_rng(0).permutation(len(found.source)):
         found.source.read(int(index))
     assert sorted(reads) == list(range(10))
+
+
+def test_boxes_that_are_never_asked_for_do_not_pile_up(
+    luna: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = read_luna16(Luna16Options(path=luna, negatives=None), "auto")
+    boxes = [found.source.read(index).pixels for index in range(40)]
+    monkeypatch.setattr("dira_targets.candidates.HELD", 5 * boxes[0].nbytes)
+    gc.collect()
+    tracemalloc.start()
+    for index in range(0, 40, 4):  # one of the four of each volume
+        assert np.array_equal(found.source.read(index).pixels, boxes[index])
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 10 * boxes[0].nbytes
+    for index in range(40):
+        assert np.array_equal(found.source.read(index).pixels, boxes[index])
 
 
 def test_candidates_of_a_csv_file_are_measured(luna: Path, tmp_path: Path) -> None:
