@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 import math
-import sys
+import weakref
 
 import numpy as np
 import torch
 from torch import Tensor
-
-
-def _references(arrays: list[np.ndarray]) -> int:
-    """Return how many references to an array are counted where only the pool has it."""
-    for array in arrays:
-        return sys.getrefcount(array)
-    raise AssertionError
-
-
-_ONLY_HERE = _references([np.empty(0)])
-"""The pool's list, the loop, the question itself; how many of them count depends on Python."""
 
 
 class Buffers:
@@ -26,6 +15,7 @@ class Buffers:
 
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
+        self._lent: list[weakref.ref[np.ndarray]] = []
 
     def like(self, images: Tensor, n: int) -> Tensor:
         """Return n float32 images of any content, of the shape and memory layout of others."""
@@ -38,8 +28,14 @@ class Buffers:
         return self._take(math.prod(shape)).view(shape)
 
     def _take(self, size: int) -> Tensor:
-        for array in self._arrays:
-            if array.size == size and sys.getrefcount(array) == _ONLY_HERE:
-                return torch.from_numpy(array)
+        for number, array in enumerate(self._arrays):
+            if array.size == size and self._lent[number]() is None:
+                return self._lend(number)
         self._arrays.append(np.empty(size, np.float32))
-        return torch.from_numpy(self._arrays[-1])
+        return self._lend(len(self._arrays) - 1)
+
+    def _lend(self, number: int) -> Tensor:
+        """Return an array as a tensor; all that lies in it keeps one view of the array alive."""
+        view = self._arrays[number][:]
+        self._lent[number : number + 1] = [weakref.ref(view)]
+        return torch.from_numpy(view)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -88,6 +89,16 @@ def test_memory_is_used_again_only_when_nobody_holds_it() -> None:
     del again
     assert buffers.empty(12).data_ptr() != place
     assert array.size == 12
+
+
+def test_memory_in_use_is_known_without_counting_references(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted = sys.getrefcount
+    monkeypatch.setattr(sys, "getrefcount", lambda array: counted(array) - 2)  # as CPython 3.14
+    buffers = Buffers()
+    held = buffers.empty(12)
+    assert buffers.empty(12).data_ptr() != held.data_ptr()
 
 
 def test_memory_has_the_layout_that_is_asked_for() -> None:
