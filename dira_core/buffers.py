@@ -17,6 +17,10 @@ class Buffers:
         self._arrays: list[np.ndarray] = []
         self._lent: list[weakref.ref[np.ndarray]] = []
 
+    def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
+        """Travel to another process empty."""
+        return Buffers, ()
+
     def like(self, images: Tensor, n: int) -> Tensor:
         """Return n float32 images of any content, of the shape and memory layout of others."""
         size = images[0].numel()

@@ -56,7 +56,11 @@ def revived(folder: Path) -> Game:
     if newest is None:
         raise CheckpointError(f"no checkpoint in {part}")
     recipe = resolve([file_layer(part / RECIPE)]).recipe
-    alone = shared_out(recipe.train.model_copy(update={"device": "cpu", "precision": "fp32"}))
+    alone = shared_out(
+        recipe.train.model_copy(
+            update={"device": "cpu", "precision": "fp32", "deterministic": False}
+        )
+    )
     recipe = recipe.model_copy(update={"init": None, "train": alone})
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     restore(game.trainer, *checkpoints.load(newest))
