@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -172,9 +171,7 @@ class Session:
 
     def show(self, trainer: Trainer, pictures: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Hand pictures to the trackers, (H, W, 3) uint8 by name."""
-        for tracker in list(self._trackers):
-            with self._without(tracker):
-                tracker.images(trainer.step, pictures)
+        self._tell(lambda tracker: tracker.images(trainer.step, pictures))
 
     def settle(self) -> None:
         """Wait for the save that is going on, if there is one.
@@ -235,9 +232,7 @@ class Session:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for tracker in list(self._trackers):
-            with self._without(tracker):
-                tracker.close()
+        self._tell(Aside.close)
         self._saver.close(error)
 
     def _log(
@@ -245,20 +240,18 @@ class Session:
     ) -> None:
         self._metrics.append({"step": progress.step, "epoch": progress.epoch, **metrics})
         self._speed.append({"step": progress.step, **speed})
-        for tracker in list(self._trackers):
-            with self._without(tracker):
-                tracker.log(progress.step, {**metrics, **speed})
+        self._tell(lambda tracker: tracker.log(progress.step, {**metrics, **speed}))
         observe(self._hook.dira_step_ended, progress=progress, metrics=dict(metrics))
         self.display.stepped(progress, metrics, speed)
 
-    @contextmanager
-    def _without(self, tracker: Aside) -> Iterator[None]:
-        """Go on without a tracker that raises, or that is too slow."""
-        try:
-            yield
-        except Exception as error:
-            self._trackers.remove(tracker)
-            self.display.said(f"tracker {tracker.name} failed and is left out: {error}")
+    def _tell(self, call: Callable[[Aside], None]) -> None:
+        """Call every tracker; go on without one that raises, or that is too slow."""
+        for tracker in list(self._trackers):
+            try:
+                call(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                self.display.said(f"tracker {tracker.name} failed and is left out: {error}")
 
     def _check_health(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         for alarm in self._health.check(progress.step, progress.total_steps, metrics):
