@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections import defaultdict
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ class Buffers:
     """Hand out memory of the CPU; take it back once nobody holds a tensor that lies in it."""
 
     def __init__(self) -> None:
-        self._arrays: list[np.ndarray] = []
-        self._lent: list[weakref.ref[np.ndarray]] = []
+        self._free: defaultdict[int, list[np.ndarray]] = defaultdict(list)
 
     def __reduce__(self) -> tuple[type[Buffers], tuple[()]]:
         """Travel to another process empty."""
@@ -32,14 +32,9 @@ class Buffers:
         return self._take(math.prod(shape)).view(shape)
 
     def _take(self, size: int) -> Tensor:
-        for number, array in enumerate(self._arrays):
-            if array.size == size and self._lent[number]() is None:
-                return self._lend(number)
-        self._arrays.append(np.empty(size, np.float32))
-        return self._lend(len(self._arrays) - 1)
-
-    def _lend(self, number: int) -> Tensor:
         """Return an array as a tensor; all that lies in it keeps one view of the array alive."""
-        view = self._arrays[number][:]
-        self._lent[number : number + 1] = [weakref.ref(view)]
+        free = self._free[size]
+        array = free.pop() if free else np.empty(size, np.float32)
+        view = array[:]
+        weakref.finalize(view, free.append, array).atexit = False
         return torch.from_numpy(view)
