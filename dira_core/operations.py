@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,8 @@ from dira_core.draws import Draws
 from dira_core.plugins import make
 from dira_core.roles import Change, Distortion
 
-Todo = Mapping[int, Sequence[Change]]
-"""What is to be done to images, one after the other, by their row in the batch."""
+Todo = Sequence[Sequence[Change]]
+"""What is to be done to each image of a batch, one after the other."""
 
 
 def build_distortion(choice: Choice) -> Distortion:
@@ -120,33 +120,30 @@ def distort_rows(drawn: Drawn, images: Tensor) -> Tensor:
     return images.index_copy(0, rows, distortion(images[rows], draws))
 
 
-def plan(group: Sequence[Drawn], shape: Sequence[int]) -> Todo | None:
-    """Return what is to be done to each image (C, *S), or None where batches are better."""
-    todo: dict[int, list[Change]] = {}
+def plan(group: Sequence[Drawn], images: int, shape: Sequence[int]) -> Todo | None:
+    """Return what is to be done to images (C, *S), or None where batches are better."""
+    todo: list[list[Change]] = [[] for _ in range(images)]
     for distortion, rows, draws, _ in group:
         changes = distortion.by_image(draws, shape)
         if changes is None:
             return None
         for row, change in zip(rows.tolist(), changes, strict=True):
-            todo.setdefault(row, []).append(change)
+            todo[row].append(change)
     return todo
 
 
-def change_images(images: Iterable[np.ndarray], steps: Sequence[tuple[Todo, np.ndarray]]) -> None:
-    """Take images through plans, one image after the other: it stays in the processor's cache.
+def change_images(images: Iterable[np.ndarray], todo: Todo, results: np.ndarray) -> None:
+    """Take images through a plan, one after the other: each stays in the processor's cache.
 
     Args:
         images: B of them, (C, *S) each.
-        steps: Plans, each from what the one before left, and where what it leaves is written,
-            (B, C, *S).
+        todo: What is to be done to each.
+        results: Where they are written, (B, C, *S).
     """
-    for row, image in enumerate(images):
-        for todo, results in steps:
-            place = results[row]
-            place[...] = image
-            image = place
-            for change in todo.get(row, ()):
-                image = change(image)
-            if image is not place:
-                place[...] = image
-                image = place
+    for image, changes, place in zip(images, todo, results, strict=True):
+        place[...] = image
+        changed = place
+        for change in changes:
+            changed = change(changed)
+        if changed is not place:
+            place[...] = changed

@@ -97,7 +97,7 @@ def tiny_batch(
         image = crop.clone()
         image[corner] = 0
         box = torch.tensor([[0.0, float(s)] for s in size]).expand(batch, -1, -1)
-        views.append(View(crop, crop, image, box, torch.zeros(batch, dtype=torch.int64)))
+        views.append(View(crop, image, box, torch.zeros(batch, dtype=torch.int64)))
     return Batch(tuple(views), torch.arange(batch), torch.arange(batch) % 2)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -39,18 +40,26 @@ class View:
 
     Attributes:
         crop: (B, C, *S) in [0, 1]; geometry applied, intensities untouched: what must be restored.
-        clean: (B, C, *S); the crop after the appearance operations, before any distortion.
         image: (B, C, *S); T(crop), what the networks see.
         box: (B, len(S), 2), first and last edge of the crop along each axis, in pixels of the
             source image. A flipped axis has its edges swapped.
         label: (B,) made by the one label-producing distortion (rotation, jigsaw), or None.
+        make_clean: Makes `clean`; None: it is the crop.
     """
 
     crop: Tensor
-    clean: Tensor
     image: Tensor
     box: Tensor
     label: Tensor | None = None
+    make_clean: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def clean(self) -> Tensor:
+        """The crop after the appearance operations, before any distortion: (B, C, *S).
+
+        Made when it is first asked for: few ask.
+        """
+        return self.crop if self.make_clean is None else self.make_clean()
 
 
 @dataclass(frozen=True)

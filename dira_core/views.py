@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -99,46 +100,57 @@ def _views(
     label = label_of(every, len(box))
     boxes = moved(groups[0], box).chunk(len(pixels))
     labels = [None] * len(pixels) if label is None else label.chunk(len(pixels))
-    images = _distorted(groups, pixels, buffers)
-    for crop, clean, image, place, own in zip(*images, boxes, labels, strict=True):
-        yield View(crop, clean, image, place, own)
+    made = _distorted(groups, pixels, buffers)
+    for crop, image, make_clean, place, own in zip(*made, boxes, labels, strict=True):
+        yield View(crop, image, place, own, make_clean)
 
 
 def _distorted(
     groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor], buffers: Buffers
-) -> list[Sequence[Tensor]]:
-    """Return the crops of each view after geometry, after appearance and after distortions."""
-    plans = _plans(groups, pixels[0])
-    results: list[Sequence[Tensor]] = []
-    if plans is None:
-        every = pixels[0] if len(pixels) == 1 else torch.cat(list(pixels))
-        for group in groups:
-            for operation in group:
-                every = distort_rows(operation, every)
-            results.append(every.chunk(len(pixels)))
-        return results
-    images, steps = [image for crops in pixels for image in crops.numpy()], []
-    for group, todo in zip(groups, plans, strict=True):
-        if group:  # otherwise nothing is copied
-            made = buffers.like(pixels[0], len(images))
-            steps.append((todo, made.numpy()))
-            pixels = made.chunk(len(pixels))
-        results.append(pixels)
-    change_images(images, steps)
-    return results
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Callable[[], Tensor]]]:
+    """Return each view's crop, its image, and what makes it clean."""
+    count, shape = sum(map(len, pixels)), pixels[0].shape[1:]
+    on_cpu = pixels[0].device.type == "cpu"
+    geometry, appearance, distort = (plan(g, count, shape) if on_cpu else None for g in groups)
+    if geometry is None or appearance is None or distort is None:
+        crops, cleans, images = _in_batches(groups, pixels)
+        return crops, images, [partial(_same, clean) for clean in cleans]
+    crops = _by_image(geometry, pixels, buffers)
+    every = [[*one, *other] for one, other in zip(appearance, distort, strict=True)]
+    n = len(crops[0])
+    of_views = (appearance[start : start + n] for start in range(0, count, n))
+    kept = [
+        partial(_clean, todo, crop, buffers) for todo, crop in zip(of_views, crops, strict=True)
+    ]
+    return crops, _by_image(every, crops, buffers), kept
 
 
-def _plans(groups: Sequence[Sequence[Drawn]], crop: Tensor) -> list[Todo] | None:
-    """Return what each group does to each image, or None where batches are better."""
-    if crop.device.type != "cpu":
-        return None
-    plans = []
+def _in_batches(
+    groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor]
+) -> Iterator[Sequence[Tensor]]:
+    """Yield the crops of each view after one group of operations after the other."""
+    every = pixels[0] if len(pixels) == 1 else torch.cat(list(pixels))
     for group in groups:
-        todo = plan(group, crop.shape[1:])
-        if todo is None:
-            return None
-        plans.append(todo)
-    return plans
+        for operation in group:
+            every = distort_rows(operation, every)
+        yield every.chunk(len(pixels))
+
+
+def _by_image(todo: Todo, pixels: Sequence[Tensor], buffers: Buffers) -> Sequence[Tensor]:
+    """Return the crops of each view after a plan; the same ones if there is nothing to do."""
+    if not any(todo):
+        return pixels
+    made = buffers.like(pixels[0], len(todo))
+    change_images((image for crops in pixels for image in crops.numpy()), todo, made.numpy())
+    return made.chunk(len(pixels))
+
+
+def _clean(todo: Todo, crop: Tensor, buffers: Buffers) -> Tensor:
+    return _by_image(todo, [crop], buffers)[0]
+
+
+def _same(images: Tensor) -> Tensor:
+    return images
 
 
 class Operations:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,13 +55,18 @@ def views(size: int, n_views: int = 2, seed: int = 0, small: int = 16) -> Batch:
 def seen(*images: Tensor, index: Tensor | None = None, label: Tensor | None = None) -> Batch:
     """Return views (B, C, H, W) that nothing was done to, of images 0 to B - 1 unless said."""
     size = len(images[0])
-    made = tuple(View(image, image, image, torch.zeros(size, 2, 2), label) for image in images)
+    made = tuple(View(image, image, torch.zeros(size, 2, 2), label) for image in images)
     return Batch(made, torch.arange(size) if index is None else index)
 
 
 def part(batch: Batch, rows: slice) -> Batch:
     """Return some images of a batch."""
-    views = (View(v.crop[rows], v.clean[rows], v.image[rows], v.box[rows]) for v in batch.views)
+    views = (
+        View(
+            v.crop[rows], v.image[rows], v.box[rows], make_clean=partial(v.clean.__getitem__, rows)
+        )
+        for v in batch.views
+    )
     return Batch(tuple(views), batch.index[rows])
 
 

@@ -213,10 +213,11 @@ class Ours:
                     cut(image, box, place)
 
         def decide() -> list[Any]:
-            return [plan(group, made[0].shape[1:]) for group in operations.drawn(draws)]
+            n, shape = len(images_of_views), made[0].shape[1:]
+            return [plan(group, n, shape) for group in operations.drawn(draws)]
 
         def group(number: int) -> None:
-            change_images(images_of_views, [(decided[number], changed)])
+            change_images(images_of_views, decided[number], changed)
 
         decided = decide()
         return {

@@ -40,7 +40,7 @@ def batch(n_views: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     pictures = torch.rand(n_views, 3, 2, 1, 8, 8, generator=generator)
     box = torch.zeros(2, 2, 2)
-    views = tuple(View(crop, clean, image, box) for crop, clean, image in pictures)
+    views = tuple(View(crop, image, box, make_clean=clean.clone) for crop, clean, image in pictures)
     return Batch(views, index=torch.arange(2))
 
 

@@ -251,6 +251,20 @@ def test_appearance_changes_clean_and_image_and_leaves_crop_and_box() -> None:
     assert torch.equal(view.image, view.clean)
 
 
+@pytest.mark.parametrize("geometry", ["flip", "rotate90"])  # made image by image, in batches
+def test_a_clean_view_is_what_the_recipe_makes_without_distortions(geometry: str) -> None:
+    jitter = {"name": "intensity-jitter", "p": 0.5}
+    changes = {"geometry": [geometry], "appearance": [jitter]}
+    crops = Loader(TinySource(8, 32), settings(), 2).crops(range(8), 0)
+    distorting = settings({**changes, "distort": ["inner-cutout"]})
+    views = ViewMaker(distorting, CPU, 2)(crops, 0, 0).views
+    others = ViewMaker(settings({**changes, "distort": []}), CPU, 2)(crops, 0, 0).views
+    for view, other in zip(views, others, strict=True):
+        assert torch.equal(view.clean, other.image)
+        assert view.clean is view.clean
+        assert not torch.equal(view.image, other.image)
+
+
 def test_distortions_change_the_image_alone() -> None:
     crops = crops_of()
     view = view_of({"distort": ["inner-cutout"]}, crops)

@@ -37,7 +37,7 @@ def draws(n: int) -> Draws:
 
 def batch(size: int, label: Tensor | None) -> Batch:
     image = torch.rand(size, 1, 30, 30, generator=torch.Generator().manual_seed(0))
-    view = View(image, image.clone(), image.clone(), torch.zeros(size, 2, 2), label)
+    view = View(image, image.clone(), torch.zeros(size, 2, 2), label)
     return Batch((view,), torch.arange(size))
 
 

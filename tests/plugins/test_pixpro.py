@@ -49,7 +49,7 @@ BOXES = (
 def batch(size: int) -> Batch:
     images = torch.rand(2, size, 1, 12, 16, generator=torch.Generator().manual_seed(size))
     boxes = torch.tensor(BOXES[-size:], dtype=torch.float32).unbind(1)
-    views = tuple(View(i, i, i, b) for i, b in zip(images, boxes, strict=True))
+    views = tuple(View(i, i, b) for i, b in zip(images, boxes, strict=True))
     return Batch(views, torch.arange(size))
 
 

@@ -46,7 +46,8 @@ def build(backbone: Backbone, **options: Any) -> Restorer:
 
 def view(crop: Tensor, clean: Tensor | None = None, image: Tensor | None = None) -> View:
     clean = crop if clean is None else clean
-    return View(crop, clean, clean if image is None else image, torch.zeros(len(crop), 2, 2))
+    image, box = clean if image is None else image, torch.zeros(len(crop), 2, 2)
+    return View(crop, image, box, make_clean=clean.clone)
 
 
 def count(module: nn.Module) -> int:

@@ -180,7 +180,7 @@ def test_a_penalty_on_sharded_weights_is_refused_with_the_way_out() -> None:
     critic = small()
     player = CriticPlayer(Wrapped(critic, critic, Sharded()), torch.optim.Adam(critic.parameters()))
     crop = torch.rand(2, 1, 8, 8, 8)
-    batch = Batch((View(crop, crop, crop, torch.zeros(2, 3, 2)),), torch.arange(2))
+    batch = Batch((View(crop, crop, torch.zeros(2, 3, 2)),), torch.arange(2))
     turn = Turn(batch, Progress(0, 1, 0, 1), restored=crop, fake_scores=critic(crop))
     with pytest.raises(RecipeError, match="train.strategy=ddp"):
         player.losses(turn)
