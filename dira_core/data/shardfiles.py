@@ -8,7 +8,6 @@ import itertools
 import os
 import re
 import shutil
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ import fsspec
 
 from dira_core.errors import DataError, RecipeError
 from dira_core.escaping import printable
+from dira_core.files import replacing
 
 MOST_SHARDS = 100_000
 """What a pattern may stand for at most."""
@@ -195,15 +195,11 @@ class ShardFiles:
                 return path
             with _alone(self._folder / "room.lock"):
                 make_room(self._folder, self._limit - shard.size)
-            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-            try:
+            with replacing(path) as aside:
                 with reaching(shard.url), fsspec.open(shard.url) as there, aside.open("xb") as here:
                     shutil.copyfileobj(there, here, 2**22)
                 if aside.stat().st_size != shard.size:
                     raise DataError(f"shard {printable(shard.name)} came in another size")
-                aside.replace(path)
-            finally:
-                aside.unlink(missing_ok=True)
         return path
 
 

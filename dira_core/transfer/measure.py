@@ -13,7 +13,7 @@ import numpy as np
 from dira_core import toml
 from dira_core.build import repeatable
 from dira_core.errors import DataError, RunFolderError
-from dira_core.files import write_atomic
+from dira_core.files import TEMPORARY, write_atomic
 from dira_core.lock import owned
 from dira_core.plugins import make
 from dira_core.targets import Labelled, Labels
@@ -124,8 +124,8 @@ def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         RunFolderError: It holds another transfer, or something else.
     """
-    foreign = [p.name for p in folder.iterdir() if p.name != LOCK and p.suffix != ".tmp"]
-    if not foreign:
+    names = {path.name for path in folder.iterdir()} - {LOCK}
+    if all(map(TEMPORARY.fullmatch, names)):
         return None
     if not (folder / ASKED).is_file():
         raise RunFolderError(f"{folder} holds something else than a transfer: use another --out")
