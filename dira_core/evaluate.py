@@ -19,10 +19,11 @@ from dira_core.data.loader import Loader
 from dira_core.distributed import gather_rows, rank, world_size
 from dira_core.health import restoration_report
 from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split
+from dira_core.players import first_rows
 from dira_core.precision import Precision
 from dira_core.roles import Backbone, FeaturePass, Source
 from dira_core.settings import Settings
-from dira_core.trio import Attempt, Model, first_rows
+from dira_core.trio import Attempt, Model
 from dira_core.types import Batch
 
 HELD_OUT_EPOCH = 2**31 - 1

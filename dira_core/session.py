@@ -17,6 +17,7 @@ from dira_core.files import write_atomic
 from dira_core.health import Health
 from dira_core.lines import Lines, NoLines
 from dira_core.pace import Pace
+from dira_core.players import ModelPlayer
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import RunFolder
@@ -25,7 +26,6 @@ from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
 from dira_core.trackers import Trackers
 from dira_core.trainer import Setback, Trainer
-from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
 from dira_core.watching import Display, observe
 

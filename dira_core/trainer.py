@@ -18,9 +18,9 @@ from dira_core.metrics import embedding_stats
 from dira_core.nn.sync_norm import average_norms
 from dira_core.optim import gradient_norm, set_lr
 from dira_core.optimizer_options import Optimizer as OptimizerOptions
+from dira_core.players import Losses, Player, Turn, first_rows
 from dira_core.precision import Precision
 from dira_core.settings import Settings
-from dira_core.trio import Losses, Player, Turn, first_rows
 from dira_core.types import Batch, Progress
 
 

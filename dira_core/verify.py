@@ -22,13 +22,13 @@ from dira_core.layering import file_layer
 from dira_core.lines import read_lines
 from dira_core.parallel import entire
 from dira_core.peers import peers_named
+from dira_core.players import ModelPlayer
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.resume import Tensors, capture, restore
 from dira_core.runfolder import ENVIRONMENT, RECIPE, changes_of
 from dira_core.tensorfiles import plain
 from dira_core.trainer import Setback, Trainer
-from dira_core.trio import ModelPlayer
 
 COMPUTED = ("step", "salt", "optimizers", "precision")
 """What of a checkpoint's state the trainer computes."""

@@ -22,12 +22,12 @@ from dira_core.build import build_trio
 from dira_core.game import Game
 from dira_core.layering import Layer
 from dira_core.parallel import entire
+from dira_core.players import ModelPlayer
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.roles import Backbone, Source
 from dira_core.tensorfiles import read_tensors, write_tensors
 from dira_core.trainer import Setback, Trainer
-from dira_core.trio import ModelPlayer
 
 STEPS = 5
 

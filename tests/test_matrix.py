@@ -13,8 +13,8 @@ from dira_core.build import build_source, build_trio
 from dira_core.errors import RecipeError
 from dira_core.game import Game
 from dira_core.layering import Layer
+from dira_core.players import ModelPlayer
 from dira_core.plugins import installed
-from dira_core.trio import ModelPlayer
 
 DISCRIMINATORS = installed().names("discriminator")
 
