@@ -242,12 +242,10 @@ def assignment(text: str) -> Layer:
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys) or len(keys) > toml.MAX_DEPTH:
         raise RecipeError(f"--set takes key.key=value, got {text!r:.60}")
-    parsed = toml.parse_value(value.strip())
-    if isinstance(parsed, str) and value.strip().startswith(("[", "{")):
-        raise RecipeError(
-            f'--set {text:.60} is no TOML: write a list as [1, "two"], a table as {{key = 1}}'
-        )
-    return Layer.at(f"--set {path.strip()}", keys, parsed)
+    try:
+        return Layer.at(f"--set {path.strip()}", keys, toml.parse_value(value.strip()))
+    except ValueError as error:
+        raise RecipeError(f"--set {text:.60} {error}") from error
 
 
 def data_layer(value: str) -> Layer:
