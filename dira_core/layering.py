@@ -194,6 +194,15 @@ def gather(
     return [*below, *above]
 
 
+def flag_layers(flags: Mapping[str, tuple[str, object]]) -> list[Layer]:
+    """Return a layer for each flag with a value, from key path and value by flag."""
+    return [
+        Layer.at(flag, path.split("."), value)
+        for flag, (path, value) in flags.items()
+        if value is not None
+    ]
+
+
 def _chooses(flag: Layer) -> bool:
     """Say whether a flag names a component."""
     return any(isinstance(value, str) for value in flag.values.values())
