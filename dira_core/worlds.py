@@ -29,8 +29,6 @@ from dira_core.roles import Backbone, Source
 from dira_core.tensorfiles import read_tensors, write_tensors
 from dira_core.trainer import Setback, Trainer
 
-STEPS = 5
-
 Tensors = dict[str, Tensor]
 
 
