@@ -205,6 +205,8 @@ class ShardFiles:
                 descriptor = os.open(path, os.O_RDONLY)
                 os.utime(descriptor)
                 return descriptor
+            for torn in self._folder.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+                torn.unlink()
             with _alone(self._folder / "room.lock"):
                 make_room(self._folder, self._limit - shard.size)
             with replacing(path) as aside:
