@@ -81,6 +81,9 @@ class Player(ABC):
         """Where gradients may accumulate; None for every leaf of the graph."""
         return None
 
+    def epoch_started(self, progress: Progress, features: FeaturePass) -> None:  # noqa: B027
+        """Prepare an epoch."""
+
     def after_step(self, progress: Progress) -> None:  # noqa: B027
         """Update what is not trained by gradient, after all players stepped."""
 

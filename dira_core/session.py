@@ -16,7 +16,6 @@ from dira_core.files import write_atomic
 from dira_core.health import Health
 from dira_core.lines import Lines, NoLines
 from dira_core.pace import Pace
-from dira_core.players import ModelPlayer
 from dira_core.resume import capture, restore
 from dira_core.roles import FeaturePass, Source, Tracker
 from dira_core.runfolder import RunFolder
@@ -83,14 +82,13 @@ class Session:
         Raises:
             Preempted: A signal came during its pass over the source; the run is saved.
         """
-        for player in trainer.players:
-            if isinstance(player, ModelPlayer):
-                try:
-                    player.epoch_started(trainer.progress, self._features)
-                except Preempted:
-                    self.save(trainer)
-                    self.settle()
-                    raise
+        try:
+            for player in trainer.players:
+                player.epoch_started(trainer.progress, self._features)
+        except Preempted:
+            self.save(trainer)
+            self.settle()
+            raise
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Log, check health, save when due, leave when asked.

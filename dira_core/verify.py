@@ -19,7 +19,6 @@ from dira_core.game import Game, shared_out
 from dira_core.layering import file_layer
 from dira_core.lines import read_lines
 from dira_core.peers import peers_named
-from dira_core.players import ModelPlayer
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.resume import Tensors, capture, restore
@@ -191,8 +190,7 @@ class Comparing:
     def epoch_started(self, trainer: Trainer) -> None:
         """Let the Discriminator prepare its epoch."""
         for player in trainer.players:
-            if isinstance(player, ModelPlayer):
-                player.epoch_started(trainer.progress, self._features)
+            player.epoch_started(trainer.progress, self._features)
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Compare the step; end after the last one.

@@ -22,7 +22,6 @@ from dira_core.build import build_trio
 from dira_core.game import Game
 from dira_core.layering import Layer
 from dira_core.parallel import entire
-from dira_core.players import ModelPlayer
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.roles import Backbone, Source
@@ -104,9 +103,8 @@ class Recorder:
 
     def epoch_started(self, trainer: Trainer) -> None:
         """Let the Discriminator prepare its epoch."""
-        model = trainer.players[0]
-        assert isinstance(model, ModelPlayer)
-        model.epoch_started(trainer.progress, self._features)
+        for player in trainer.players:
+            player.epoch_started(trainer.progress, self._features)
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Keep them."""
