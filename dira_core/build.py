@@ -20,12 +20,13 @@ from dira_core.nn.small_maps import for_small_maps
 from dira_core.nn.sync_norm import synchronise
 from dira_core.optim import build_optimizer
 from dira_core.parallel import Sharded, chosen_strategy, wrapped
+from dira_core.players import CriticPlayer, ModelPlayer, Player
 from dira_core.plugins import installed, make
 from dira_core.precision import Precision
 from dira_core.recipe import Recipe
 from dira_core.roles import Adversary, Backbone, Discriminator, Restorer, Source, Tracker, trainable
 from dira_core.settings import Settings, Train
-from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio
+from dira_core.trio import Model, Trio
 from dira_core.view_options import sides_of
 
 

@@ -63,15 +63,14 @@ class Checkpoints:
             step: Optimizer steps done.
             tensors: By file stem, for example "model"; each becomes a safetensors file. Tensors may
                 share memory and have any layout; they come back contiguous.
-            state: JSON: string keys, no tuples. NaN and infinity come back as they are. Its
-                "recipe_digest", if any, goes into the manifest too.
+            state: JSON: string keys, no tuples. NaN and infinity come back as they are.
 
         Raises:
             ResourceError: No space is left; the checkpoints before are intact.
             RunFolderError: The folder cannot be written to.
             CheckpointError: What was written does not read back.
         """
-        job = Job(step, uuid.uuid4().hex, encoded(state), state.get("recipe_digest"))
+        job = Job(step, uuid.uuid4().hex, encoded(state))
         if self.wants(step):
             files = {
                 f"{stem}.safetensors": {name: plain(tensor) for name, tensor in group.items()}

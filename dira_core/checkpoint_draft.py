@@ -31,7 +31,6 @@ class Job:
         step: Optimizer steps done.
         token: Tells drafts apart; the same on every process, another one for every save.
         state: JSON, written by the first process.
-        recipe_digest: Of the run, if known.
         places: Where the pieces in this process's files belong.
         rank: Of this process.
         ranks: How many processes write.
@@ -40,7 +39,6 @@ class Job:
     step: int
     token: str
     state: bytes
-    recipe_digest: str | None
     places: Places = field(default_factory=dict)
     rank: int = 0
     ranks: int = 1
@@ -142,12 +140,7 @@ def complete(draft: Path, job: Job, parts: Sequence[Part]) -> None:
         write_synced(draft / manifest.SHARDS, index)
         files[manifest.SHARDS] = Entry.of(index)
     versions = {"dira": dira_core.__version__, "torch": str(torch.__version__)}
-    manifest.write(
-        draft,
-        manifest.Manifest(
-            step=job.step, versions=versions, recipe_digest=job.recipe_digest, files=files
-        ),
-    )
+    manifest.write(draft, manifest.Manifest(step=job.step, versions=versions, files=files))
 
 
 def _part_name(rank: int) -> str:

@@ -51,7 +51,7 @@ class Manifest(BaseModel):
     schema_version: int = SCHEMA
     step: int = Field(ge=0)
     versions: dict[str, str]
-    recipe_digest: str | None
+    recipe_digest: None = None  # a key of this schema that nothing was ever put into
     files: dict[FileName, Entry]
 
 

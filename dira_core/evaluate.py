@@ -17,12 +17,12 @@ from dira_core.data.cutting import whole_images
 from dira_core.data.dataset import Crops
 from dira_core.data.loader import Loader
 from dira_core.distributed import gather_rows, rank, world_size
-from dira_core.health import restoration_report
 from dira_core.metrics import embedding_stats, features, knn_accuracy, probe_split
 from dira_core.precision import Precision
 from dira_core.roles import Backbone, FeaturePass, Source
 from dira_core.settings import Settings
-from dira_core.trio import Attempt, Model, first_rows
+from dira_core.trainer import restoration
+from dira_core.trio import Attempt, Model
 from dira_core.types import Batch
 
 HELD_OUT_EPOCH = 2**31 - 1
@@ -61,11 +61,7 @@ def examine(model: Model, batch: Batch, precision: Precision) -> Sample:
     """Restore and embed a batch in evaluation mode; report errors and the spread of embeddings."""
     with evaluating(model), precision.autocast():
         attempt: Attempt = model(batch)
-    found: dict[str, Tensor] = {}
-    if attempt.restored is not None:
-        rows = len(attempt.restored)
-        crops, images = (first_rows(batch, kind, rows) for kind in ("crop", "image"))
-        found |= restoration_report(attempt.restored, crops, images)
+    found = restoration(batch, attempt.restored)
     if attempt.objective is not None and attempt.objective.embedding is not None:
         stats = embedding_stats(attempt.objective.embedding)
         found |= {f"embedding/{name}": value for name, value in stats.items()}

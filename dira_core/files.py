@@ -26,7 +26,7 @@ FAILPOINTS = {
 """Where DIRA_FAILPOINTS can strike, for example `ckpt.after_data:kill@3,file.after_write:raise`."""
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
-"""Names of files that `write_atomic` has not finished, or never will."""
+"""Names of files that `replacing` has not finished, or never will."""
 
 
 class FailpointError(RuntimeError):
@@ -114,21 +114,45 @@ def write_atomic(path: Path, data: bytes) -> None:
         ResourceError: No space is left; the old file is intact.
         RunFolderError: The folder cannot be written to.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with writing(path.parent, len(data)):
-        try:
-            write_synced(aside, data)
-            failpoint("file.after_write")
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-        sync(path.parent)
+    with writing(path.parent, len(data)), replacing(path) as aside:
+        aside.write_bytes(data)
+        failpoint("file.after_write")
 
 
 @contextmanager
-def writing(folder: Path, need: int) -> Iterator[None]:
-    """Turn a failed write of `need` bytes into an error that a user can mend.
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the name under which to write a new file; on disk at the end, it is renamed to `path`.
+
+    With an error nothing is left of it, and what was at `path` stays.
+    """
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield aside
+        sync(aside)
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what `replacing` could not finish in a folder and below, as it was killed."""
+    for path in folder.rglob(".*.tmp"):
+        if TEMPORARY.fullmatch(path.name):
+            path.unlink()
+
+
+@contextmanager
+def writing(
+    folder: Path, need: int = 0, intact: str = "the checkpoint before is intact"
+) -> Iterator[None]:
+    """Turn a failed write into an error that a user can mend.
+
+    Args:
+        folder: Where to.
+        need: Bytes, if known.
+        intact: What a full disk leaves, for the message.
 
     Raises:
         ResourceError: No space, no inode or no quota is left.
@@ -141,9 +165,10 @@ def writing(folder: Path, need: int) -> Iterator[None]:
             raise RunFolderError(
                 f"cannot write in {folder} ({error.strerror}): mend it, or use another --out"
             ) from error
+        needed = f"need {_size(need)}, " if need else ""
         raise ResourceError(
-            f"no space left in {folder}: need {_size(need)}, have {_left(folder, error)}; "
-            "free space or use another --out, the checkpoint before is intact"
+            f"no space left in {folder}: {needed}have {_left(folder, error)}; "
+            f"free space or use another --out, {intact}"
         ) from error
 
 

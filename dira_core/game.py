@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from dira_core.build import build_players, repeatable, seeded
+from dira_core.data.dataset import Crops
 from dira_core.data.loader import Loader
 from dira_core.distributed import rank, world_size
 from dira_core.errors import RecipeError
@@ -71,6 +73,11 @@ class Game:
         self.trainer = Trainer(
             players, optimizers, self.loader, self.views, self.precision, settings
         )
+
+    def first_crops(self) -> Crops:
+        """Return the first batch, and end the data workers: they must not run beside a timing."""
+        with closing(self.loader):
+            return next(self.loader.batches(0, 0, 0))
 
     def manner(self) -> str:
         """Say in one line how the run computes, and what `auto` stands for."""

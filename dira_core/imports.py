@@ -95,7 +95,7 @@ def import_weights(
         restorer=found.chosen if found else None,
         origin=path.name,
     )
-    with writing(out, 0):
+    with writing(out):
         write_parts(weights, backbone, found.restorer if found else None, header)
         hand_on(path, out)
     reports = {"backbone": report} | ({"restorer": found.report} if found else {})

@@ -191,9 +191,7 @@ def attended() -> Iterator[None]:
     if folder is None:
         yield
         return
-    die_with_parent()
-    if os.getppid() != int(os.environ[LAUNCHER]):
-        sys.exit(1)  # it died before that
+    die_with_parent(int(os.environ[LAUNCHER]))
     if any(note.code not in (0, _LAST) for note in read_notes(Path(folder))):
         sys.exit(0)
     path = Path(folder) / f"{os.environ['RANK']}.json"

@@ -194,6 +194,15 @@ def gather(
     return [*below, *above]
 
 
+def flag_layers(flags: Mapping[str, tuple[str, object]]) -> list[Layer]:
+    """Return a layer for each flag with a value, from key path and value by flag."""
+    return [
+        Layer.at(flag, path.split("."), value)
+        for flag, (path, value) in flags.items()
+        if value is not None
+    ]
+
+
 def _chooses(flag: Layer) -> bool:
     """Say whether a flag names a component."""
     return any(isinstance(value, str) for value in flag.values.values())
@@ -242,12 +251,10 @@ def assignment(text: str) -> Layer:
     keys = [key.strip() for key in path.split(".")]
     if not equals or not all(keys) or len(keys) > toml.MAX_DEPTH:
         raise RecipeError(f"--set takes key.key=value, got {text!r:.60}")
-    parsed = toml.parse_value(value.strip())
-    if isinstance(parsed, str) and value.strip().startswith(("[", "{")):
-        raise RecipeError(
-            f'--set {text:.60} is no TOML: write a list as [1, "two"], a table as {{key = 1}}'
-        )
-    return Layer.at(f"--set {path.strip()}", keys, parsed)
+    try:
+        return Layer.at(f"--set {path.strip()}", keys, toml.parse_value(value.strip()))
+    except ValueError as error:
+        raise RecipeError(f"--set {text:.60} {error}") from error
 
 
 def data_layer(value: str) -> Layer:

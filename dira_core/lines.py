@@ -76,13 +76,13 @@ class Lines:
         Raises:
             ResourceError: No space is left for it.
         """
-        with writing(self._path.parent, 0):
+        with writing(self._path.parent):
             if self._path.exists():
                 sync(self._path)
 
     def truncate(self, position: int) -> None:
         """Forget what was appended after `position`, and a torn last line."""
-        with writing(self._path.parent, 0):
+        with writing(self._path.parent):
             kept = self._path.read_bytes()[:position] if self._path.exists() else b""
             if missing := position - len(kept):
                 logger.warning("%s lacks %d bytes that it once had", self._path.name, missing)

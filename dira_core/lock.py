@@ -82,7 +82,7 @@ def owned(folder: Path, name: str) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is a file: use another --out")
     lock = Lock(folder / name)
-    with writing(folder, 0):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         lock.take()
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
@@ -120,12 +118,6 @@ KINDS: Mapping[str, Kind] = {
 def to_toml(recipe: Settings) -> str:
     """Write a recipe so that `dira run --recipe` repeats it: every value is there, defaults too."""
     return toml.write(recipe.model_dump(mode="json"))
-
-
-def digest(recipe: Recipe) -> str:
-    """Return the SHA-256 of a recipe's values, in hexadecimal."""
-    text = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def recipe_schema() -> dict[str, Any]:

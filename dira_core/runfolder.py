@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from dira_core.errors import DiraError, RunFolderError
-from dira_core.files import TEMPORARY, unused, write_atomic, writing
+from dira_core.files import TEMPORARY, sweep, unused, write_atomic, writing
 from dira_core.lines import Value, finite, parsed
 from dira_core.lock import Lock
 
@@ -59,7 +59,7 @@ class RunFolder:
             RunFolderError: Another process has it, it holds something else, or a run where there
                 should be none, or none where there should be one.
         """
-        with writing(self.path, 0):
+        with writing(self.path):
             self._check_kind()
             self.path.mkdir(parents=True, exist_ok=True)
             try:
@@ -161,9 +161,7 @@ class RunFolder:
         return any((self.path / name).exists() for name in (RECIPE, STATUS))
 
     def _sweep(self) -> None:
-        for path in self.path.rglob(".*.tmp"):
-            if TEMPORARY.fullmatch(path.name):
-                path.unlink()
+        sweep(self.path)
         self.checkpoints.sweep()
 
 
@@ -183,7 +181,7 @@ def new_run_folder(root: Path, name: str | None, recipe_name: str) -> Path:
     """
     safe = re.sub(r"[^\w.-]+", "-", name or recipe_name)
     safe = safe.encode()[:LONGEST_NAME].decode(errors="ignore").strip("-.") or "run"
-    with writing(root, 0):
+    with writing(root):
         root.mkdir(parents=True, exist_ok=True)
         while True:
             path = unused(root / safe)

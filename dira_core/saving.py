@@ -100,8 +100,8 @@ class Saver:
         if rank() >= ranks or not self._wanted(step, ranks):
             return
         self._saves += 1
-        token, digest = f"{self._token}-{self._saves}", state.get("recipe_digest")
-        job = Job(step, token, encoded(state), digest, places, rank(), ranks)
+        token = f"{self._token}-{self._saves}"
+        job = Job(step, token, encoded(state), places, rank(), ranks)
         patience = Patience(self._patience_s)
 
         def commit(still: Groups) -> Path | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -23,9 +22,8 @@ from dira_core.runfolder import RunFolder
 from dira_core.saving import Saver
 from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
-from dira_core.trackers import Aside
+from dira_core.trackers import Trackers
 from dira_core.trainer import Setback, Trainer
-from dira_core.trio import ModelPlayer
 from dira_core.types import Progress
 from dira_core.watching import Display, observe
 
@@ -66,7 +64,7 @@ class Session:
         self._source = source
         self._settings = settings
         self._hook = hook
-        self._trackers = [Aside(tracker) for tracker in trackers]
+        self._trackers = Trackers(trackers, display.said)
         self.display = display
         self._stop = stop
         self._features = features
@@ -84,14 +82,13 @@ class Session:
         Raises:
             Preempted: A signal came during its pass over the source; the run is saved.
         """
-        for player in trainer.players:
-            if isinstance(player, ModelPlayer):
-                try:
-                    player.epoch_started(trainer.progress, self._features)
-                except Preempted:
-                    self.save(trainer)
-                    self.settle()
-                    raise
+        try:
+            for player in trainer.players:
+                player.epoch_started(trainer.progress, self._features)
+        except Preempted:
+            self.save(trainer)
+            self.settle()
+            raise
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Log, check health, save when due, leave when asked.
@@ -171,7 +168,7 @@ class Session:
 
     def show(self, trainer: Trainer, pictures: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Hand pictures to the trackers, (H, W, 3) uint8 by name."""
-        self._tell(lambda tracker: tracker.images(trainer.step, pictures))
+        self._trackers.images(trainer.step, pictures)
 
     def settle(self) -> None:
         """Wait for the save that is going on, if there is one.
@@ -226,13 +223,8 @@ class Session:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._tell(Aside.close)
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._trackers.close()
         self._saver.close(error)
 
     def _log(
@@ -240,18 +232,9 @@ class Session:
     ) -> None:
         self._metrics.append({"step": progress.step, "epoch": progress.epoch, **metrics})
         self._speed.append({"step": progress.step, **speed})
-        self._tell(lambda tracker: tracker.log(progress.step, {**metrics, **speed}))
+        self._trackers.log(progress.step, {**metrics, **speed})
         observe(self._hook.dira_step_ended, progress=progress, metrics=dict(metrics))
         self.display.stepped(progress, metrics, speed)
-
-    def _tell(self, call: Callable[[Aside], None]) -> None:
-        """Call every tracker; go on without one that raises, or that is too slow."""
-        for tracker in list(self._trackers):
-            try:
-                call(tracker)
-            except Exception as error:
-                self._trackers.remove(tracker)
-                self.display.said(f"tracker {tracker.name} failed and is left out: {error}")
 
     def _check_health(self, progress: Progress, metrics: Mapping[str, float]) -> None:
         for alarm in self._health.check(progress.step, progress.total_steps, metrics):

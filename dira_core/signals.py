@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import sys
 import threading
@@ -15,10 +16,16 @@ EXIT_PREEMPTED = 75
 """Asked to leave and saved: start the same command again (EX_TEMPFAIL, a scheduler's "requeue")."""
 
 
-def die_with_parent() -> None:
-    """Let the system kill this process as soon as the one that started it is gone (Linux)."""
+def die_with_parent(parent: int | None) -> None:
+    """Let the system kill this process as soon as the one that started it is gone (Linux).
+
+    Args:
+        parent: Its id; where it has gone already, this process ends here.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dira_core.checkpoint_manifest import Entry, parse_json
-from dira_core.files import sync
+from dira_core.files import replacing
 
 _LONGEST_HEADER = 100_000_000
 _PIECE = 2**22
@@ -55,14 +54,8 @@ def write_tensors(
     Raises:
         OSError: The file cannot be written; a full disk has its usual error number.
     """
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replacing(path) as aside:
         stream(aside, pieces({name: plain(t) for name, t in tensors.items()}, header))
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
 
 
 def plain(tensor: Tensor) -> Tensor:

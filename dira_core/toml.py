@@ -7,6 +7,7 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -45,14 +46,20 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def parse_value(text: str) -> Any:
-    """Read a value as TOML where it is a number, boolean, list or table; else it is text."""
-    try:
+    """Read a value as TOML where it is a number, boolean, list or table; else it is text.
+
+    Raises:
+        ValueError: It begins like a list or a table, and is none, or too deep a one.
+    """
+    with suppress(ValueError, RecursionError):
         parsed = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
-        return text
-    value = parsed["value"]
-    dated = isinstance(value, datetime.date | datetime.time)
-    return text if dated or len(parsed) > 1 or depth(value) > MAX_DEPTH else value
+        value = parsed["value"]
+        dated = isinstance(value, datetime.date | datetime.time)
+        if not dated and len(parsed) == 1 and depth(value) <= MAX_DEPTH:
+            return value
+    if text.startswith(("[", "{")):
+        raise ValueError('is no TOML: write a list as [1, "two"], a table as {key = 1}')
+    return text
 
 
 def depth(data: object) -> int:

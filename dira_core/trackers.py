@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +19,39 @@ ROOM = 1000
 
 LEAVING_S = 10.0
 """Seconds a tracker may still take when the run has ended."""
+
+
+class Trackers(Tracker):
+    """Call every tracker of a run; go on without one that raises, or that is too slow.
+
+    Args:
+        trackers: Called beside the training.
+        said: Is told of a tracker that is left out.
+    """
+
+    def __init__(self, trackers: Iterable[Tracker], said: Callable[[str], None]) -> None:
+        self._all = [Aside(tracker) for tracker in trackers]
+        self._said = said
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hand on the metrics of one step."""
+        self._tell(lambda tracker: tracker.log(step, metrics))
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Hand on pictures."""
+        self._tell(lambda tracker: tracker.images(step, images))
+
+    def close(self) -> None:
+        """Let all of them end."""
+        self._tell(Aside.close)
+
+    def _tell(self, call: Callable[[Aside], None]) -> None:
+        for tracker in list(self._all):
+            try:
+                call(tracker)
+            except Exception as error:
+                self._all.remove(tracker)
+                self._said(f"tracker {tracker.name} failed and is left out: {error}")
 
 
 class Aside(Tracker):

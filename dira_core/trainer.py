@@ -18,9 +18,9 @@ from dira_core.metrics import embedding_stats
 from dira_core.nn.sync_norm import average_norms
 from dira_core.optim import gradient_norm, set_lr
 from dira_core.optimizer_options import Optimizer as OptimizerOptions
+from dira_core.players import Losses, Player, Turn, first_rows
 from dira_core.precision import Precision
 from dira_core.settings import Settings
-from dira_core.trio import Losses, Player, Turn, first_rows
 from dira_core.types import Batch, Progress
 
 
@@ -196,7 +196,7 @@ class Trainer:
                 found |= examined(player, losses)
             share = losses.total if pieces == 1 else losses.total / pieces
             self.precision.backward(share, player.inputs)
-        return found | (restoration(turn) if examine else {})
+        return found | (restoration(turn.batch, turn.restored) if examine else {})
 
     def steps(self) -> Iterator[list[Crops]]:
         """Yield the micro-batches of one step after the other, to the end of the epoch."""
@@ -268,13 +268,12 @@ def examined(player: Player, losses: Losses) -> dict[str, Tensor]:
     return report
 
 
-def restoration(turn: Turn) -> dict[str, Tensor]:
+def restoration(batch: Batch, restored: Tensor | None) -> dict[str, Tensor]:
     """Measure what was restored, if anything was."""
-    if turn.restored is None:
+    if restored is None:
         return {}
-    rows = len(turn.restored)
-    target, distorted = (first_rows(turn.batch, kind, rows) for kind in ("crop", "image"))
-    return restoration_report(turn.restored, target, distorted)
+    crops, images = (first_rows(batch, kind, len(restored)) for kind in ("crop", "image"))
+    return restoration_report(restored, crops, images)
 
 
 def averaged(found: Sequence[Mapping[str, Tensor]]) -> dict[str, float]:

@@ -9,29 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from dira_core.build import build_source, build_trio
 from dira_core.checkpoint import Checkpoints
+from dira_core.differences import Found, compare_metrics, compare_states, compare_tensors
 from dira_core.distributed import from_first, gathered, world_size
 from dira_core.environment import environment
 from dira_core.errors import CheckpointError, DifferenceError, DivergedError, RecipeError
 from dira_core.game import Game, shared_out
 from dira_core.layering import file_layer
 from dira_core.lines import read_lines
-from dira_core.parallel import entire
 from dira_core.peers import peers_named
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.resume import Tensors, capture, restore
 from dira_core.runfolder import ENVIRONMENT, RECIPE, changes_of
-from dira_core.tensorfiles import plain
 from dira_core.trainer import Setback, Trainer
-from dira_core.trio import ModelPlayer
-
-COMPUTED = ("step", "salt", "optimizers", "precision")
-"""What of a checkpoint's state the trainer computes."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +70,6 @@ class Plan:
         """
         path = saved_steps(self.folder)[step]
         return Saved(*Checkpoints(path.parent, 2).load(path))
-
-
-class Found(Exception):  # noqa: N818 - what is looked for is no error yet
-    """The first difference: what, after which step, how large."""
 
 
 class Enough(Exception):  # noqa: N818 - no error
@@ -202,8 +190,7 @@ class Comparing:
     def epoch_started(self, trainer: Trainer) -> None:
         """Let the Discriminator prepare its epoch."""
         for player in trainer.players:
-            if isinstance(player, ModelPlayer):
-                player.epoch_started(trainer.progress, self._features)
+            player.epoch_started(trainer.progress, self._features)
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Compare the step; end after the last one.
@@ -242,47 +229,6 @@ class Comparing:
             tensors, state = capture(trainer)
             self.done.tensors += compare_tensors(tensors, saved.tensors, step)
             compare_states(state, saved.state, step)
-
-
-def compare_metrics(here: Mapping[str, float], there: Mapping[str, Any], step: int) -> None:
-    """Raise `Found` for the first metric of a step that is another number."""
-    for name in here:
-        if there.get(name) is not None and here[name] != there[name]:
-            off = abs(here[name] - there[name])
-            raise Found(
-                f"{name} of step {step} is {here[name]!r} here and {there[name]!r} in "
-                f"metrics.jsonl, {off:.1e} apart"
-            )
-
-
-def compare_tensors(here: Tensors, there: Tensors, step: int) -> int:
-    """Return how many tensors were compared; raise `Found` for the first with other bits."""
-    count = 0
-    for file, group in here.items():
-        if unlike := group.keys() ^ there[file].keys():
-            raise Found(f"{min(unlike)} in the {file} of step {step} is on one side only")
-        for name, tensor in group.items():
-            count += 1
-            if how := difference(plain(entire(tensor)), there[file][name]):
-                raise Found(f"{name} in the {file} of step {step} {how}")
-    return count
-
-
-def difference(here: Tensor, there: Tensor) -> str:
-    """Say how two tensors differ, or return an empty string where every bit is the same."""
-    if (here.dtype, here.shape) != (there.dtype, there.shape):
-        return f"is {here.dtype} {[*here.shape]} here, {there.dtype} {[*there.shape]} there"
-    if torch.equal(here.view(-1).view(torch.uint8), there.reshape(-1).view(torch.uint8)):
-        return ""
-    off = (here.double() - there.double()).abs()
-    return f"differs in {int((off != 0).sum())} of {off.numel()} values, by at most {off.max():.1e}"
-
-
-def compare_states(here: Mapping[str, Any], there: Mapping[str, Any], step: int) -> None:
-    """Raise `Found` for the first part of the trainer's plain state that is another one."""
-    for key in COMPUTED:
-        if json.loads(json.dumps(here[key])) != there[key]:
-            raise Found(f"{key} in the state of step {step} differs")
 
 
 def cause(plan: Plan, first: str) -> str:

@@ -27,9 +27,6 @@ from dira_core.resolving import resolve
 from dira_core.roles import Backbone, Source
 from dira_core.tensorfiles import read_tensors, write_tensors
 from dira_core.trainer import Setback, Trainer
-from dira_core.trio import ModelPlayer
-
-STEPS = 5
 
 Tensors = dict[str, Tensor]
 
@@ -106,9 +103,8 @@ class Recorder:
 
     def epoch_started(self, trainer: Trainer) -> None:
         """Let the Discriminator prepare its epoch."""
-        model = trainer.players[0]
-        assert isinstance(model, ModelPlayer)
-        model.epoch_started(trainer.progress, self._features)
+        for player in trainer.players:
+            player.epoch_started(trainer.progress, self._features)
 
     def step_ended(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
         """Keep them."""

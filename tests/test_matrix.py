@@ -14,7 +14,6 @@ from dira_core.errors import RecipeError
 from dira_core.game import Game
 from dira_core.layering import Layer
 from dira_core.plugins import installed
-from dira_core.trio import ModelPlayer
 
 DISCRIMINATORS = installed().names("discriminator")
 
@@ -63,10 +62,8 @@ def test_two_steps_are_finite_and_reach_the_backbone(
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     trainer = game.trainer
     before = {k: p.detach().clone() for k, p in game.trio.backbone.named_parameters()}
-    player = trainer.players[0]
-    assert isinstance(player, ModelPlayer)
     with closing(game.loader):
-        player.epoch_started(trainer.progress, game.features())
+        trainer.players[0].epoch_started(trainer.progress, game.features())
         for pieces in trainer.steps():
             trainer.train_step(pieces)
             trainer.step += 1

@@ -15,6 +15,7 @@ from dira_core.data.dataset import Making
 from dira_core.optim import build_optimizer
 from dira_core.optimizer_options import Optimizer
 from dira_core.parallel import Alone
+from dira_core.players import Losses, Player, Turn
 from dira_core.plugins import installed
 from dira_core.precision import Precision
 from dira_core.roles import FeaturePass
@@ -24,7 +25,6 @@ from dira_core.settings import Settings
 from dira_core.signals import Stop
 from dira_core.testing import TinySource
 from dira_core.trainer import Trainer
-from dira_core.trio import Losses, Player, Turn
 from dira_core.watching import Silent
 
 

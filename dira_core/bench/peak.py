@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from dira_core.bench.bare import BareLoop
-from dira_core.bench.step import advance, first_crops
+from dira_core.bench.step import advance
 from dira_core.build import build_source, build_trio
 from dira_core.game import Game
 from dira_core.layering import file_layer
@@ -35,14 +35,14 @@ def ready(arm: str, recipe: Recipe) -> Callable[[], object]:
 def engine_step(recipe: Recipe) -> Callable[[], object]:
     """Return a step of dira's trainer."""
     game = Game(build_trio(recipe), build_source(recipe), recipe)
-    crops = first_crops(game)
+    crops = game.first_crops()
     return lambda: advance(game.trainer, crops)
 
 
 def bare_step(recipe: Recipe) -> Callable[[], object]:
     """Return a step of a hand-written loop, which makes its views as dira does."""
     game = Game(build_trio(recipe), build_source(recipe), recipe)
-    crops = first_crops(game)
+    crops = game.first_crops()
     bare = BareLoop(game.trio, game.views(crops, 0, 0), recipe, game.precision, plain=False)
 
     def step() -> None:

@@ -6,15 +6,13 @@ What it does, in which order and with which probabilities is a fact; how it is w
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image as Pillow
 from PIL import ImageFilter
 from torch import Tensor
 from torchvision import transforms
-
-Change = Callable[[Pillow.Image], Pillow.Image]
 
 MARGIN = 3
 """Least distance of a block to the border, in px."""

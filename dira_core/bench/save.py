@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from dira_core.bench.step import first_crops
 from dira_core.bench.timing import Arm, Cores, alternate, ratio
 from dira_core.build import build_source, build_trio
 from dira_core.checkpoint import Checkpoints
@@ -35,7 +34,7 @@ def save(recipe: Recipe, rounds: int, place: Path) -> dict[str, Any]:
         machine.
     """
     game = Game(build_trio(recipe), build_source(recipe), recipe)
-    crops = first_crops(game)
+    crops = game.first_crops()
     game.trainer.train_step([crops])  # its optimizers have their state now
     cores = Cores()
     hidden = tempfile.TemporaryDirectory(dir=place, prefix=".dira-bench-")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import statistics
 import tempfile
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     """
     null = statistics.median(null_step() for _ in range(5))  # before caches are full of images
     game = Game(build_trio(recipe), build_source(recipe), recipe)
-    crops = first_crops(game)
+    crops = game.first_crops()
     batch = game.views(crops, 0, 0)
     forgetful = forgetting(recipe)
     again = Game(build_trio(forgetful), build_source(recipe), forgetful)
@@ -90,12 +89,6 @@ def forgetting(recipe: Recipe) -> Recipe:
     """Return a recipe whose networks forget activations, and compute them again."""
     train = recipe.train.model_copy(update={"recompute": True})
     return recipe.model_copy(update={"train": train})
-
-
-def first_crops(game: Game) -> Crops:
-    """Return the first batch of a run, and end its data workers: they must not run beside."""
-    with closing(game.loader):
-        return next(game.loader.batches(0, 0, 0))
 
 
 def advance(trainer: Trainer, crops: Crops) -> None:

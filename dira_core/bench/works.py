@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dira_core.bench.contests import MOMENTUM, mocov2_students
-from dira_core.bench.step import advance, first_crops
+from dira_core.bench.step import advance
 from dira_core.build import build_source, build_trio
 from dira_core.distributed import gather_rows, world_size
 from dira_core.game import Game, shared_out
@@ -28,7 +28,7 @@ def whole_step(recipe: Recipe, strategy: str) -> Work:
     train = recipe.train.model_copy(update={"processes": 1, "strategy": strategy})
     recipe = recipe.model_copy(update={"train": shared_out(train)})
     game = Game(build_trio(recipe), build_source(recipe), recipe)
-    crops = first_crops(game)
+    crops = game.first_crops()
     return lambda: advance(game.trainer, crops)
 
 

@@ -114,15 +114,11 @@ def data(
     for name, times in found["us"].items():
         faster = found["times public code"].get(name)
         note = "" if faster is None else f", {faster:.1f} times the public code"
-        typer.echo(f"{name:32}{_us(times)}, {found['images/s'][name]:.0f} images/s{note}")
+        typer.echo(f"{name:32}{_spread(times, 'us')}, {found['images/s'][name]:.0f} images/s{note}")
         for stage, of_stage in found["stages us"].get(name, {}).items():
-            typer.echo(f"  {stage:30}{_us(of_stage)}")
+            typer.echo(f"  {stage:30}{_spread(of_stage, 'us')}")
     for name in ("dB to Pillow", "cores used", "rounds"):
         typer.echo(f"{name:32}{found[name]:10.4g}")
-
-
-def _us(times: dict[str, float]) -> str:
-    return f"{times['median']:10.1f} us ({times['min']:.1f} to {times['max']:.1f})"
 
 
 @app.command("scale")
@@ -157,9 +153,7 @@ def scale(
 
 
 def _measured(value: float | dict[str, float]) -> str:
-    if not isinstance(value, dict):
-        return f"{value:10.2f}"
-    return f"{value['median']:10.1f} ms ({value['min']:.1f} to {value['max']:.1f})"
+    return _spread(value) if isinstance(value, dict) else f"{value:10.2f}"
 
 
 def _row(found: dict[str, Any], arm: str) -> str:
@@ -173,5 +167,5 @@ def _row(found: dict[str, Any], arm: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _spread(ms: dict[str, float]) -> str:
-    return f"{ms['median']:10.1f} ms ({ms['min']:.1f} to {ms['max']:.1f})"
+def _spread(times: dict[str, float], unit: str = "ms") -> str:
+    return f"{times['median']:10.1f} {unit} ({times['min']:.1f} to {times['max']:.1f})"

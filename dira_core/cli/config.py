@@ -12,7 +12,7 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from dira_core import toml
-from dira_core.layering import Layer, gather
+from dira_core.layering import Layer, flag_layers, gather
 from dira_core.plugins import installed
 
 
@@ -66,25 +66,25 @@ def layers(
     ] = None,
 ) -> list[Layer]:
     """Return the layers of a recipe, lowest first, that flags ask for."""
-    flags: dict[str, tuple[tuple[str, ...], object]] = {
-        "--disc": (("discriminator",), disc),
-        "--res": (("restorer",), res),
-        "--adv": (("adversary",), adv),
-        "--no-distort": (("views", "distort"), [] if no_distort else None),
-        "--backbone": (("backbone",), backbone),
-        "--init": (("init",), init),
-        "--size": (("views", "size"), size),
-        "--epochs": (("train", "epochs"), epochs),
-        "--batch-size": (("train", "batch_size"), batch_size),
-        "--lr": (("optimizer", "lr"), lr),
-        "--seed": (("seed",), seed),
-        "--precision": (("train", "precision"), precision),
-        "--strategy": (("train", "strategy"), strategy),
-        "--compile": (("train", "compile"), compile or None),
-        "--workers": (("loader", "workers"), workers),
+    flags: dict[str, tuple[str, object]] = {
+        "--disc": ("discriminator", disc),
+        "--res": ("restorer", res),
+        "--adv": ("adversary", adv),
+        "--no-distort": ("views.distort", [] if no_distort else None),
+        "--backbone": ("backbone", backbone),
+        "--init": ("init", init),
+        "--size": ("views.size", size),
+        "--epochs": ("train.epochs", epochs),
+        "--batch-size": ("train.batch_size", batch_size),
+        "--lr": ("optimizer.lr", lr),
+        "--seed": ("seed", seed),
+        "--precision": ("train.precision", precision),
+        "--strategy": ("train.strategy", strategy),
+        "--compile": ("train.compile", compile or None),
+        "--workers": ("loader.workers", workers),
     }
     return gather(
-        [Layer.at(flag, *given) for flag, given in flags.items() if given[1] is not None],
+        flag_layers(flags),
         preset=preset,
         recipe=recipe,
         assignments=assignments or [],

@@ -11,7 +11,7 @@ import typer
 
 from dira_core.cli.telling import tell
 from dira_core.escaping import printable
-from dira_core.layering import Layer
+from dira_core.layering import flag_layers
 from dira_core.plugins import installed
 from dira_core.transfer.plan import Plan, transfer_plan
 
@@ -78,17 +78,16 @@ def transfer(
     dira transfer runs/NAME --target csv --data labels.csv --set target.label=finding --way linear
     dira transfer runs/NAME --target masks --data images --set target.masks=masks
     """
-    given: dict[str, tuple[tuple[str, ...], object]] = {
-        "--way": (("way",), way),
-        "--fraction": (("fraction",), fraction),
-        "--seed": (("seed",), seed),
-        "--backbone": (("backbone",), backbone),
-        "--size": (("size",), size),
-        "--epochs": (("training", "epochs"), epochs),
-        "--seen": (("seen",), seen),
+    flags: dict[str, tuple[str, object]] = {
+        "--way": ("way", way),
+        "--fraction": ("fraction", fraction),
+        "--seed": ("seed", seed),
+        "--backbone": ("backbone", backbone),
+        "--size": ("size", size),
+        "--epochs": ("training.epochs", epochs),
+        "--seen": ("seen", seen),
     }
-    flags = [Layer.at(flag, *each) for flag, each in given.items() if each[1] is not None]
-    plan = transfer_plan(target, data, assignments or [], flags)
+    plan = transfer_plan(target, data, assignments or [], flag_layers(flags))
     from dira_core.transfer.measure import measure_transfer
 
     folder = out or Path("transfers") / title(weights, plan)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -14,10 +11,10 @@ from typing import Any, BinaryIO
 
 from torch.utils.data import Dataset
 
+from dira_core import lock
 from dira_core.data.workers import Workers
-from dira_core.errors import DiraError, ResourceError, RunFolderError
-from dira_core.files import TEMPORARY, write_atomic
-from dira_core.lock import Lock
+from dira_core.errors import DiraError, RunFolderError
+from dira_core.files import replacing, sweep, write_atomic, writing
 
 PLAN = "building.json"
 """What a folder that is not complete yet is made from."""
@@ -77,17 +74,9 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
         RunFolderError: Another process has it, or it cannot be written to.
     """
-    lock = Lock(folder / LOCK)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.take()
-    try:
-        for path in folder.iterdir():
-            if TEMPORARY.fullmatch(path.name):
-                path.unlink()
+    with lock.owned(folder, LOCK):
+        sweep(folder)
         yield
-    finally:
-        lock.release()
 
 
 def begin(folder: Path, wanted: Mapping[str, Any], complete: Mapping[str, Any] | None) -> None:
@@ -128,36 +117,7 @@ def _read(plan: Path) -> dict[str, Any]:
 
 @contextmanager
 def appearing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file aside; it has its name once it is on disk."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    with writing(path.parent):
-        try:
-            with aside.open("xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except BaseException:
-            aside.unlink(missing_ok=True)
-            raise
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Turn a failed write into an error that a user can mend.
-
-    Raises:
-        ResourceError: No space is left.
-        RunFolderError: The folder cannot be written to for another reason.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(
-                f"no space left in {folder}: free some and give the same command again, it goes on "
-                "where it was"
-            ) from error
-        raise RunFolderError(
-            f"cannot write in {folder} ({error.strerror}): mend it, or use another --out"
-        ) from error
+    """Write a part's file; it has its name once it is on disk."""
+    intact = "what is built stays: give the same command again"
+    with writing(path.parent, intact=intact), replacing(path) as aside, aside.open("xb") as file:
+        yield file

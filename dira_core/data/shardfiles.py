@@ -8,17 +8,17 @@ import itertools
 import os
 import re
 import shutil
-import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 
 from dira_core.errors import DataError, RecipeError
 from dira_core.escaping import printable
+from dira_core.files import replacing
 
 MOST_SHARDS = 100_000
 """What a pattern may stand for at most."""
@@ -129,6 +129,20 @@ def reaching(url: str) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def reading(shard: Shard) -> Iterator[None]:
+    """Say which shard it is that cannot be read.
+
+    Raises:
+        DataError: One cannot.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or "unreadable").lower()
+        raise DataError(f"shard {printable(shard.name)}: {reason}") from error
+
+
 class ShardFiles:
     """Read ranges of shards; remote ones are fetched whole, and kept as long as there is room.
 
@@ -154,57 +168,53 @@ class ShardFiles:
             DataError: It cannot be had.
         """
         shard = self._shards[number]
-        try:
+        with reading(shard):
             data = os.pread(self._descriptor(number), length, start)
-        except OSError as error:
-            reason = (error.strerror or "unreadable").lower()
-            raise DataError(f"shard {printable(shard.name)}: {reason}") from error
         if len(data) != length:
             raise DataError(f"shard {printable(shard.name)} is cut short")
         return data
 
-    def path(self, number: int) -> Path:
-        """Return where a shard is on this machine, fetched if need be.
+    def open(self, number: int) -> BinaryIO:
+        """Open a shard.
 
         Raises:
             DataError: It cannot be had.
         """
-        shard = self._shards[number]
-        return self._fetched(shard) if "://" in shard.url else Path(shard.url)
+        with reading(self._shards[number]):
+            return os.fdopen(self._opened(self._shards[number]), "rb")
 
     def _descriptor(self, number: int) -> int:
-        """Open a shard; those not read for longest are closed."""
+        """Keep a shard open; those not read for longest are closed."""
         if number in self._open:
             self._open.move_to_end(number)
         else:
-            try:
-                self._open[number] = os.open(self.path(number), os.O_RDONLY)
-            except FileNotFoundError:  # meanwhile another process made room: once more
-                self._open[number] = os.open(self.path(number), os.O_RDONLY)
+            self._open[number] = self._opened(self._shards[number])
             if len(self._open) > OPEN:
                 os.close(self._open.popitem(last=False)[1])
         return self._open[number]
 
-    def _fetched(self, shard: Shard) -> Path:
+    def _opened(self, shard: Shard) -> int:
+        """Open a shard, or its copy; what another process then removes stays as it is."""
+        if "://" not in shard.url:
+            return os.open(shard.url, os.O_RDONLY)
         self._folder.mkdir(parents=True, exist_ok=True)
         known = hashlib.sha256(shard.url.encode()).hexdigest()[:16]
         path = self._folder / f"{known}-{shard.size}.tar"
         with _alone(path.with_suffix(".lock")):
-            if path.is_file():
-                os.utime(path)
-                return path
+            with suppress(FileNotFoundError):
+                descriptor = os.open(path, os.O_RDONLY)
+                os.utime(descriptor)
+                return descriptor
+            for torn in self._folder.glob(f".{path.name}.*.tmp"):  # by a process that was killed
+                torn.unlink()
             with _alone(self._folder / "room.lock"):
                 make_room(self._folder, self._limit - shard.size)
-            aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-            try:
+            with replacing(path) as aside:
                 with reaching(shard.url), fsspec.open(shard.url) as there, aside.open("xb") as here:
                     shutil.copyfileobj(there, here, 2**22)
                 if aside.stat().st_size != shard.size:
                     raise DataError(f"shard {printable(shard.name)} came in another size")
-                aside.replace(path)
-            finally:
-                aside.unlink(missing_ok=True)
-        return path
+                return os.open(aside, os.O_RDONLY)
 
 
 def make_room(folder: Path, limit: int) -> None:

@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, NamedTuple, get_type_hints
 
 import numpy as np
@@ -153,11 +153,11 @@ def index_of(shards: Sequence[Shard], ending: str | None, scans: Sequence[Scan])
     return ShardIndex(known, ending, samples, [key for _, keys, _ in scans for key in keys])
 
 
-def scan(path: Path, shard: Shard, number: int, ending: str | None) -> Scan:
+def scan(raw: BinaryIO, shard: Shard, number: int, ending: str | None) -> Scan:
     """Find the samples of a shard by its headers.
 
     Args:
-        path: Of the shard on this machine.
+        raw: The shard, open; closed at the end.
         shard: What it is called, for messages.
         number: Of the shard.
         ending: Of the image in a sample; by default the first member that may be one.
@@ -171,7 +171,7 @@ def scan(path: Path, shard: Shard, number: int, ending: str | None) -> Scan:
     """
     name = printable(shard.name)
     try:
-        with path.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:") as tar:
+        with raw, tarfile.open(fileobj=raw, mode="r:") as tar:
             found = [_sample(run, number, ending) for run in _runs(tar)]
             samples = [(key, sample) for key, sample in found if sample.image_size]
             table, end = [_marked(raw, sample) for _, sample in samples], tar.offset

@@ -162,7 +162,7 @@ def indexed(
         part = None if found is None else found.of(shards, ending)
         if part is not None and ("://" in home or _ends_there(part, files)):
             return part
-    scans = [scan(files.path(n), shard, n, ending) for n, shard in enumerate(shards)]
+    scans = [scan(files.open(n), shard, n, ending) for n, shard in enumerate(shards)]
     index = index_of(shards, ending, scans)
     places = [folder] if "://" in home else [Path(home), folder]
     _keep(index, [place / own for place in places])

@@ -137,4 +137,6 @@ def _begin(number: int) -> None:
     Torch's own watchdog takes five seconds and more.
     """
     keep_freed(torch.device("cpu"))
-    die_with_parent()
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+    die_with_parent(trainer.pid)

@@ -69,7 +69,7 @@ def export(pretrained: Pretrained, to: str, out: Path, channels: int | None = No
     there = with_channels(pretrained, channels or pretrained.backbone.in_channels)
     write = onnx.write if to == "onnx" else libraries.write
     path = out.with_suffix(".md")
-    with writing(out.parent, 0):
+    with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         written = write(pretrained, there, to, out)
         write_atomic(path, card(there.header, to, out.name, written).encode())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from dira_core.exports.networks import (
     same_images,
     within,
 )
+from dira_core.files import replacing
 
 LIMIT = 1e-5
 """Largest difference: another order of sums in float32, layer after layer."""
@@ -52,12 +51,10 @@ def write(original: Pretrained, there: Pretrained, to: str, out: Path) -> Writte
         jobs.append((out.with_stem(f"{out.stem}-restorer"), before, after, ["restored"]))
     found = 0.0
     for path, ours, theirs, outputs in jobs:
-        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-            draft = Path(folder) / path.name
+        with replacing(path) as draft:
             _export(theirs.eval(), there, draft, outputs)
             off = _difference(ours.eval(), original, draft, there.backbone.in_channels)
             found = max(found, within(off, LIMIT, "onnxruntime"))
-            os.replace(draft, path)
     code = (
         f"import onnxruntime\n\nsession = onnxruntime.InferenceSession({json.dumps(out.name)})\n"
         "# image: float32, (batch, channels, height, width)\nfeatures, *maps = session.run(None, "

@@ -16,9 +16,9 @@ from dira_core.data.cutting import whole_images
 from dira_core.evaluate import Sample, evaluating
 from dira_core.game import Game
 from dira_core.metrics import features
+from dira_core.players import Turn, condition, first_rows
 from dira_core.report.page import Pictures, tile
 from dira_core.revival import revived
-from dira_core.trio import Turn, condition, first_rows
 
 ROWS = 6
 """Images shown of each kind."""

@@ -7,13 +7,12 @@ Source: Wang et al., "ChestX-ray8", CVPR 2017, arXiv:1705.02315, section 4.3.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
-Agreement = Callable[[Array, Array], Array]
 
 LEVELS = (60, 180)
 """Where a heat map in [0, 255] is cut, each by itself; boxes of both are detections."""

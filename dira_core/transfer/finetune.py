@@ -142,7 +142,7 @@ class FineTuning:
             self._check(train, validation)
             best = self.course.judge(train, validation, self.training.plateau)
             said(_line(self.course.epoch, train, validation, best))
-            with writing(folder, 0):
+            with writing(folder):
                 if best:
                     write_tensors(folder / BEST, self.network.state_dict())
                 if time.monotonic() - saved >= SAVE_SECONDS:

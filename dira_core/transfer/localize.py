@@ -146,7 +146,7 @@ def localize(
     for note in notes:
         said(note)
     cases, rows = [], []
-    with writing(out, 0):
+    with writing(out):
         (out / OVERLAYS).mkdir(parents=True, exist_ok=True)
         for old in (out / OVERLAYS).glob("[0-9][0-9][0-9][0-9]-*.png"):
             old.unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,14 @@ import numpy as np
 from dira_core import toml
 from dira_core.build import repeatable
 from dira_core.errors import DataError, RunFolderError
-from dira_core.files import write_atomic
+from dira_core.files import TEMPORARY, write_atomic
 from dira_core.lock import owned
 from dira_core.plugins import make
 from dira_core.targets import Labelled, Labels
 from dira_core.transfer import extra
 from dira_core.transfer.finetune import STATE
 from dira_core.transfer.leaks import Overlap, overlap
-from dira_core.transfer.networks import start
+from dira_core.transfer.networks import Start, start
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.scoring import csv_text
 from dira_core.transfer.splits import Split, split_of, watched
@@ -64,10 +65,9 @@ def measure_transfer(
     began = time.monotonic()
     begun = start(str(weights), plan)
     target: Labelled = make("target", plan.target, begun.prepare.window)
-    labels = target.labels if isinstance(target, Labels) else None
     parts = split_of(target, plan)
-    if labels is not None:
-        check_truth(labels[parts.test])
+    if isinstance(target, Labels):
+        check_truth(target.labels[parts.test])
     tuned = plan.way == "fine-tune"  # the others have nothing to stop
     parts = watched(parts, plan.training.least_validation if tuned else len(target.source))
     asked: dict[str, Any] = {
@@ -81,15 +81,8 @@ def measure_transfer(
             return Transferred(folder, known)
         write_atomic(folder / PLAN, toml.write(asked["plan"]).encode())
         write_atomic(folder / ASKED, json.dumps(asked, indent=1).encode())
-        for note in target.notes:
-            said(note)
-        for name, n in sizes(target, parts).items():
-            said(f"{name:12}{n}")
-        if begun.spacing is not None:
-            mm = " x ".join(f"{side:g}" for side in begun.spacing)
-            said(f"spacing     pretraining resampled to {mm} mm, these volumes are as stored")
-        if tuned and not len(parts.validation):
-            said("early stop  none, too few images could decide: all train, for a fixed time")
+        for line in facts(begun, target, parts, plan):
+            said(line)
         untrained = not begun.provenance["sha256"]
         seen = (
             Overlap(0, untrained=True) if untrained else overlap(str(weights), target, parts.test)
@@ -124,8 +117,8 @@ def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         RunFolderError: It holds another transfer, or something else.
     """
-    foreign = [p.name for p in folder.iterdir() if p.name != LOCK and p.suffix != ".tmp"]
-    if not foreign:
+    names = {path.name for path in folder.iterdir()} - {LOCK}
+    if all(map(TEMPORARY.fullmatch, names)):
         return None
     if not (folder / ASKED).is_file():
         raise RunFolderError(f"{folder} holds something else than a transfer: use another --out")
@@ -154,13 +147,17 @@ def check_truth(labels: np.ndarray[Any, Any]) -> None:
         )
 
 
-def sizes(target: Labelled, parts: Split) -> dict[str, str]:
-    """Return the number of images and patients of each part, in words."""
-    return {
-        name: f"{each['images']} images of {each['patients']} patients"
-        for name, each in described(target, parts).items()
-        if each["images"]
-    }
+def facts(begun: Start, target: Labelled, parts: Split, plan: Plan) -> Iterator[str]:
+    """Yield what there is to say before anything is measured."""
+    yield from target.notes
+    for name, each in described(target, parts).items():
+        if each["images"]:
+            yield f"{name:12}{each['images']} images of {each['patients']} patients"
+    if begun.spacing is not None:
+        mm = " x ".join(f"{side:g}" for side in begun.spacing)
+        yield f"spacing     pretraining resampled to {mm} mm, these volumes are as stored"
+    if plan.way == "fine-tune" and not len(parts.validation):
+        yield "early stop  none, too few images could decide: all train, for a fixed time"
 
 
 def described(target: Labelled, parts: Split) -> dict[str, dict[str, Any]]:

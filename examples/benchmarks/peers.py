@@ -147,7 +147,7 @@ def ours(name: str, assignments: list[str], batch: int, count: int) -> Callable[
     ]
     recipe = resolve(gather(preset="fixed", assignments=given, data="phantom")).recipe
     game = Game(build_trio(recipe), build_source(recipe), recipe)
-    crops = next(game.loader.batches(0, 0, 0))
+    crops = game.first_crops()
 
     def steps() -> list[float]:
         seconds = []

@@ -113,7 +113,7 @@ def arms(assignments: list[str], which: str) -> dict[str, Callable[[], object]]:
     recipe = resolve(gather(preset="fixed/mocov2", assignments=assignments, data="phantom")).recipe
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     game.trainer.step = 1  # every so often, and at step 0, a step also measures gradients
-    crops = next(game.loader.batches(0, 0, 0))
+    crops = game.first_crops()
     steps: dict[str, Callable[[], object]] = {}
     if which in ("public", "both"):
         public = PublicStep(assignments, game.views(crops, 0, 0))

@@ -244,26 +244,26 @@ def dira_distortions() -> Iterable[Component]:
         "arXiv:2102.10680",
     )
     yield _component(
-        "inner-cutout", InnerCutoutOptions, "blocks.InnerCutout", "blacks out random blocks", dira
+        "inner-cutout", InnerCutoutOptions, "filling.InnerCutout", "blacks out random blocks", dira
     )
     yield _component(
         "outer-cutout",
         OuterCutoutOptions,
-        "blocks.OuterCutout",
+        "filling.OuterCutout",
         "blacks out all but random blocks",
         dira,
     )
     yield _component(
         "noise-inpaint",
         NoiseInpaintOptions,
-        "blocks.NoiseInpaint",
+        "filling.NoiseInpaint",
         "fills random blocks with noise",
         genesis,
     )
     yield _component(
         "noise-outpaint",
         NoiseOutpaintOptions,
-        "blocks.NoiseOutpaint",
+        "filling.NoiseOutpaint",
         "fills all but random blocks with noise",
         genesis,
     )

@@ -6,7 +6,8 @@ can say them; what differs is in docs/transfer.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from dira_core import Component, hookimpl
@@ -75,58 +76,14 @@ def volumes(batch_size: int, patience: int) -> dict[str, Any]:
     }
 
 
-def build_chestxray14(options: ChestXray14Options, window: Any) -> Labels:
-    from dira_targets.chestxray14 import read
+def reading(module: str) -> Callable[[Any, Any], Labels | Masks]:
+    """Return what builds a target by the `read` of a module, which is imported no earlier."""
 
-    return read(options.path, window)
+    def build(options: Any, window: Any) -> Labels | Masks:
+        target: Labels | Masks = import_module(f"dira_targets.{module}").read(options, window)
+        return target
 
-
-def build_chexpert(options: CheXpertOptions, window: Any) -> Labels:
-    from dira_targets.chexpert import read
-
-    return read(options, window)
-
-
-def build_siim(options: SiimOptions, window: Any) -> Masks:
-    from dira_targets.siim import read
-
-    return read(options, window)
-
-
-def build_montgomery(options: MontgomeryOptions, window: Any) -> Masks:
-    from dira_targets.montgomery import read
-
-    return read(options, window)
-
-
-def build_candidates(options: CandidatesOptions, window: Any) -> Labels:
-    from dira_targets.candidates import read
-
-    return read(options, window)
-
-
-def build_luna16(options: Luna16Options, window: Any) -> Labels:
-    from dira_targets.luna16 import read
-
-    return read(options, window)
-
-
-def build_lidc(options: LidcOptions, window: Any) -> Masks:
-    from dira_targets.lidc import read
-
-    return read(options, window)
-
-
-def build_lits(options: LitsOptions, window: Any) -> Masks:
-    from dira_targets.lits import read
-
-    return read(options.path, window)
-
-
-def build_brats(options: BratsOptions, window: Any) -> Masks:
-    from dira_targets.brats import read
-
-    return read(options, window)
+    return build
 
 
 @hookimpl
@@ -135,7 +92,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "candidates",
         CandidatesOptions,
-        build_candidates,
+        reading("candidates"),
         summary="places in volumes, each a finding or not; trained as emboli were",
         paper="Zhou et al., MedIA 67, 2021, arXiv:2004.07882",
         dims=(3,),
@@ -144,7 +101,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "luna16",
         Luna16Options,
-        build_luna16,
+        reading("luna16"),
         summary="which candidates in 888 chest CTs are nodules",
         paper="Setio et al., MedIA 42, 2017, arXiv:1612.08012",
         dims=(3,),
@@ -153,7 +110,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "lidc-idri",
         LidcOptions,
-        build_lidc,
+        reading("lidc"),
         summary="masks of nodules in 1,018 chest CTs",
         paper="Armato et al., Med Phys 38(2), 2011",
         dims=(3,),
@@ -162,7 +119,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "lits",
         LitsOptions,
-        build_lits,
+        reading("lits"),
         summary="masks of the liver in 130 abdominal CTs",
         paper="Bilic et al., MedIA 84, 2023, arXiv:1901.04056",
         dims=(3,),
@@ -171,7 +128,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "brats",
         BratsOptions,
-        build_brats,
+        reading("brats"),
         summary="masks of the whole tumour in 285 brain MRIs",
         paper="Bakas et al., arXiv:1811.02629",
         dims=(3,),
@@ -180,7 +137,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "chestxray14",
         ChestXray14Options,
-        build_chestxray14,
+        reading("chestxray14"),
         summary="14 findings of 112,120 radiographs, NIH's split",
         paper="Wang et al., CVPR 2017, arXiv:1705.02315",
         dims=(2,),
@@ -189,7 +146,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "chexpert",
         CheXpertOptions,
-        build_chexpert,
+        reading("chexpert"),
         summary="14 findings of 224,316 radiographs, 5 of them scored",
         paper="Irvin et al., AAAI 2019, arXiv:1901.07031",
         dims=(2,),
@@ -198,7 +155,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "siim-acr",
         SiimOptions,
-        build_siim,
+        reading("siim"),
         summary="masks of pneumothorax in 12,047 radiographs",
         paper="SIIM-ACR Pneumothorax Segmentation, Kaggle 2019",
         dims=(2,),
@@ -207,7 +164,7 @@ def dira_targets() -> Iterable[Component]:
     yield Component(
         "montgomery",
         MontgomeryOptions,
-        build_montgomery,
+        reading("montgomery"),
         summary="masks of both lungs in 138 radiographs",
         paper="Jaeger et al., IEEE TMI 33(2), 2014",
         dims=(2,),

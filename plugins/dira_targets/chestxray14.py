@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dira_core import DataError, Labels
 from dira_targets.files import columns, first_file, found_below, lines_of, source, tally
+from dira_targets.options import ChestXray14Options
 
 FINDINGS = (
     "Atelectasis",
@@ -31,12 +31,13 @@ FINDINGS = (
 NOTHING = "No Finding"
 
 
-def read(folder: Path, window: Any) -> Labels:
+def read(options: ChestXray14Options, window: Any) -> Labels:
     """Read labels and official parts; images that are not there, or in no list, are left out.
 
     Raises:
         DataError: A file is missing, has another content, or no image is there.
     """
+    folder = options.path
     table = first_file(folder, "Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
     lists = {"train": "train_val_list.txt", "test": "test_list.txt"}
     part = {

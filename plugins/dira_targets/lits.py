@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 from dira_core import DataError, FileMasks
 from dira_targets.files import found_below, source, tally
+from dira_targets.options import LitsOptions
 
 LAST = {"train": 99, "validation": 114}
 """Numbers of the last case of each part, as in Models Genesis; the rest is tested."""
 
 
-def read(folder: Path, window: Any) -> FileMasks:
+def read(options: LitsOptions, window: Any) -> FileMasks:
     """Pair volumes and segmentations by their numbers.
 
     Raises:
         DataError: There is none.
     """
+    folder = options.path
     found = found_below(folder, ".nii") | found_below(folder, ".nii.gz")
     by_number: dict[str, dict[int, str]] = {"volume": {}, "segmentation": {}}
     for name, place in found.items():

@@ -57,7 +57,7 @@ def test_every_arm_saves_or_loads_the_state_of_the_trainer(tmp_path: Path) -> No
         }
     )
     game = Game(build_trio(recipe), build_source(recipe), recipe)
-    crops = next(game.loader.batches(0, 0, 0))
+    crops = game.first_crops()
     game.trainer.train_step([crops])
     saves = Saves(game.trainer, crops, tmp_path)
     checkpoints, found = Checkpoints(tmp_path / "dira", 2), []

@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from dira_core import cli
 from dira_core.bench.bare import BareLoop
 from dira_core.bench.null import null_step
-from dira_core.bench.step import first_crops
 from dira_core.bench.whole import WholeRun
 from dira_core.build import build_source, build_trio
 from dira_core.game import Game
@@ -95,7 +94,7 @@ def test_data_workers_end_with_what_they_are_for(tmp_path: Path) -> None:
     others = set(multiprocessing.active_children())
     chosen = recipe(loader={"workers": 1})
     game = Game(build_trio(chosen), build_source(chosen), chosen)
-    first_crops(game)
+    game.first_crops()
     with WholeRun(chosen, tmp_path) as whole:
         whole.step()
         kept = set(multiprocessing.active_children()) - others

@@ -113,10 +113,10 @@ def test_a_state_that_json_would_change_is_refused(
     assert names(tmp_path) == []
 
 
-def test_the_manifest_says_step_versions_recipe_and_files(tmp_path: Path) -> None:
-    path = Checkpoints(tmp_path, 2).save(3, tensors_of(3), {"recipe_digest": "abc"})
+def test_the_manifest_says_step_versions_and_files(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path, 2).save(3, tensors_of(3), {})
     read = manifest.verify(path)
-    assert (read.schema_version, read.step, read.recipe_digest) == (1, 3, "abc")
+    assert (read.schema_version, read.step) == (1, 3)
     assert read.versions["torch"] == str(torch.__version__)
     assert read.files.keys() == {"model.safetensors", "optimizer.safetensors", "state.json"}
 

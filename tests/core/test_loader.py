@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from parts import forked
 
 from dira_core.data.crops import crop_boxes
 from dira_core.data.cutting import whole_images
@@ -21,6 +22,7 @@ from dira_core.data.dataset import CropDataset, Crops, Request
 from dira_core.data.images import Images
 from dira_core.data.loader import Loader
 from dira_core.data.pyramid import crop_level
+from dira_core.data.workers import _begin
 from dira_core.draws import Draws
 from dira_core.errors import DataError, PluginError
 from dira_core.roles import Source
@@ -325,6 +327,28 @@ def test_a_killed_worker_is_reported_within_seconds_with_the_way_out() -> None:
         read_epoch(Noise(16, harm={9: die}), settings(workers=2))
     assert time.monotonic() - started < 30
     assert signal.getsignal(signal.SIGCHLD) == handler
+
+
+@linux
+@pytest.mark.faults
+def test_a_worker_whose_trainer_is_gone_before_it_begins_ends_at_once() -> None:
+    reader, writer = os.pipe()
+
+    def work() -> None:
+        trainer = multiprocessing.parent_process()
+        while trainer is not None and os.getppid() == trainer.pid:
+            time.sleep(0.01)
+        _begin(0)
+        os.write(writer, b"works for nobody")
+
+    def train() -> None:
+        multiprocessing.get_context("fork").Process(target=work).start()
+        die()
+
+    os.waitpid(forked(train), 0)
+    os.close(writer)
+    with os.fdopen(reader) as file:
+        assert file.read() == ""
 
 
 @linux

@@ -242,12 +242,12 @@ def test_another_environment_on_resume_is_a_warning_that_names_what_changed(
 def test_a_status_that_cannot_be_written_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with RunFolder(tmp_path) as folder:
         folder.status("running")
-        monkeypatch.setattr(files, "write_synced", full)
+        monkeypatch.setattr(files, "sync", full)
         folder.status("failed", "no space")
         assert folder.read_status() == "running"
     assert "no space left in" in caplog.text
@@ -288,10 +288,11 @@ def test_write_atomic_keeps_the_old_bytes_when_the_disk_is_full_at_any_byte(
     for k in range(0, 200, 7):
 
         def full(aside: Path, data: bytes, k: int = k) -> None:
-            aside.write_bytes(data[:k])
+            with aside.open("wb") as file:
+                file.write(data[:k])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(files, "write_synced", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(ResourceError, match=r"no space left in .*: need 0\.2 KiB, have .*iB"):
             files.write_atomic(path, b"n" * 200)
         assert path.read_bytes() == b"old"

@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import tarfile
 from collections.abc import Iterator
 from multiprocessing.reduction import ForkingPickler
@@ -438,23 +439,24 @@ def test_copies_never_take_more_room_than_they_may(tmp_path: Path, remote: str) 
     assert not list((tmp_path / "copies").glob("*.tar"))
 
 
-def test_a_copy_that_another_process_removes_is_fetched_again(
+def test_a_copy_that_another_process_removes_is_read_on_and_then_fetched_again(
     tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written(TinySource(10), tmp_path / "s")
     put(remote, tmp_path / "s")
-    files = ShardFiles(find(remote), tmp_path / "copies", limit=10**9)
-    path, lost = files.path, iter([True, False])
+    shards, copies, replace = find(remote), tmp_path / "copies", os.replace
+    expected = (tmp_path / "s" / shards[0].name).read_bytes()[:600]
 
-    def of(number: int) -> Path:
-        found = path(number)
-        if next(lost):
-            make_room(tmp_path / "copies", 0)
-        return found
+    def replace_and_lose(old: Path, new: Path) -> None:
+        replace(old, new)
+        make_room(copies, 0)
 
-    monkeypatch.setattr(files, "path", of)
-    expected = (tmp_path / "s" / files._shards[0].name).read_bytes()[:600]
+    monkeypatch.setattr("os.replace", replace_and_lose)
+    files = ShardFiles(shards, copies, limit=10**9)
     assert files.read(0, 0, 600) == expected
+    assert not list(copies.glob("*.tar"))
+    with files.open(0) as file:
+        assert file.read(600) == expected
 
 
 def test_room_is_made_beside_files_that_vanish(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from dira_core import Adversary, Discriminator, Encodings, Objective, Progress, Restorer, View
 from dira_core.errors import RecipeError
 from dira_core.parallel import Alone, wrapped
+from dira_core.players import CriticPlayer, ModelPlayer, Player, Turn
 from dira_core.precision import Precision
 from dira_core.settings import Weights
 from dira_core.testing import TinyBackbone, tiny_batch
-from dira_core.trio import CriticPlayer, Model, ModelPlayer, Player, Trio, Turn
+from dira_core.trio import Model, Trio
 
 CPU = torch.device("cpu")
 

@@ -293,4 +293,5 @@ def test_a_copy_that_a_killed_process_left_half_fetched_is_not_used(tmp_path: Pa
     assert list(copies.glob(".*.tmp"))
     again = ShardSource(ShardsOptions(path="memory://killed", cache=copies))
     assert again.read(0).pixels.shape == (1, 24, 24)
+    assert not list(copies.glob(".*.tmp"))
     files.rm("/killed", recursive=True)

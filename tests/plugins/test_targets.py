@@ -19,7 +19,12 @@ from dira_targets import chestxray14
 from dira_targets import chexpert as chexpert_module
 from dira_targets.chestxray14 import FINDINGS
 from dira_targets.montgomery import read as read_montgomery
-from dira_targets.options import CheXpertOptions, MontgomeryOptions, SiimOptions
+from dira_targets.options import (
+    ChestXray14Options,
+    CheXpertOptions,
+    MontgomeryOptions,
+    SiimOptions,
+)
 from dira_targets.siim import drawn_runs
 from dira_targets.siim import read as read_siim
 
@@ -54,7 +59,7 @@ def nih(tmp_path: Path) -> Path:
 
 
 def test_chestxray14_is_split_by_its_lists(nih: Path) -> None:
-    found = chestxray14.read(nih, "auto")
+    found = chestxray14.read(ChestXray14Options(path=nih), "auto")
     names = [Path(found.source.name(i)).name for i in range(len(found.source))]
     assert len(names) == 18
     assert "00000002_000.png" not in names
@@ -76,15 +81,15 @@ def test_chestxray14_is_split_by_its_lists(nih: Path) -> None:
 def test_chestxray14_says_what_is_missing(nih: Path) -> None:
     (nih / "test_list.txt").unlink()
     with pytest.raises(DataError, match=r"no test_list.txt in .*`dira targets`"):
-        chestxray14.read(nih, "auto")
+        chestxray14.read(ChestXray14Options(path=nih), "auto")
     (nih / "Data_Entry_2017.csv").write_text("Image Index\na.png\n")
     with pytest.raises(DataError, match="no test_list|no column Finding Labels, Patient ID"):
-        chestxray14.read(nih, "auto")
+        chestxray14.read(ChestXray14Options(path=nih), "auto")
 
 
 def test_chestxray14_reads_the_table_of_2020_and_lists_of_other_systems(nih: Path) -> None:
     """Its columns have other names, and ages no letter; a list may end its lines as Windows."""
-    before = chestxray14.read(nih, "auto")
+    before = chestxray14.read(ChestXray14Options(path=nih), "auto")
     old = (nih / "Data_Entry_2017.csv").read_text().splitlines()[1:]
     (nih / "Data_Entry_2017.csv").unlink()
     header = (
@@ -97,7 +102,7 @@ def test_chestxray14_reads_the_table_of_2020_and_lists_of_other_systems(nih: Pat
     for name in ("train_val_list.txt", "test_list.txt"):
         names = (nih / name).read_text().split()
         (nih / name).write_bytes("\r\n".join(names).encode())
-    found = chestxray14.read(nih, "auto")
+    found = chestxray14.read(ChestXray14Options(path=nih), "auto")
     assert (found.split, found.patients) == (before.split, before.patients)
     assert np.array_equal(found.labels, before.labels)
 
@@ -109,7 +114,7 @@ def test_lists_of_chestxray14_that_share_a_patient_are_refused(nih: Path) -> Non
         names = (nih / name).read_text().split()
         names = [*names, moved] if change > 0 else [each for each in names if each != moved]
         (nih / name).write_text("\n".join(names))
-    found = chestxray14.read(nih, "auto")
+    found = chestxray14.read(ChestXray14Options(path=nih), "auto")
     with pytest.raises(DataError, match="1 of 9 patients are in more than one part"):
         split(found.split, found.groups, found.labels, 1.0, 0, 0)
 

@@ -17,9 +17,9 @@ import dira_unetcritic
 from dira_core import Adversary, Batch, Draws, Progress, RecipeError, View, gradient_penalty
 from dira_core.optimizer_options import Optimizer
 from dira_core.parallel import Replicated, Sharded, Wrapped, wrapped
+from dira_core.players import CriticPlayer, Turn
 from dira_core.plugins import make
 from dira_core.testing import choice
-from dira_core.trio import CriticPlayer, Turn
 
 
 def build(channels: int = 1, dims: int = 3, **options: Any) -> Adversary:

@@ -24,7 +24,13 @@ from dira_targets.lidc import Plane, drawn_reading
 from dira_targets.lidc import read as read_lidc
 from dira_targets.lits import read as read_lits
 from dira_targets.luna16 import read as read_luna16
-from dira_targets.options import BratsOptions, CandidatesOptions, LidcOptions, Luna16Options
+from dira_targets.options import (
+    BratsOptions,
+    CandidatesOptions,
+    LidcOptions,
+    LitsOptions,
+    Luna16Options,
+)
 from dira_targets.readings import Outline, filled
 
 SPACING = (0.8, 0.7, 1.5)
@@ -250,7 +256,7 @@ def test_lits_pairs_numbers_and_takes_the_tumour_for_liver(tmp_path: Path) -> No
         nifti(tmp_path / batch / f"volume-{n}{end}", voxels)
         if n != 130:
             nifti(tmp_path / batch / f"segmentation-{n}{end}", mask)
-    found = read_lits(tmp_path, "auto")
+    found = read_lits(LitsOptions(path=tmp_path), "auto")
     assert found.split == ["train", "train", "validation", "test"]
     assert found.notes == [
         "LiTS: 2 train, 1 validation, 1 test",
@@ -262,7 +268,7 @@ def test_lits_pairs_numbers_and_takes_the_tumour_for_liver(tmp_path: Path) -> No
     assert masks[0, 4:8].sum() == masks.sum()
     assert known.all()
     with pytest.raises(DataError, match=r"no volume-N.nii with segmentation-N.nii"):
-        read_lits(tmp_path / "Training Batch 1" / "none", "auto")
+        read_lits(LitsOptions(path=tmp_path / "Training Batch 1" / "none"), "auto")
 
 
 def test_brats_takes_one_modality_or_stacks_four(tmp_path: Path) -> None:
