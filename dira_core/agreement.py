@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from dira_core import toml
 from dira_core.distributed import gathered
 from dira_core.environment import versions
 from dira_core.errors import RecipeError
@@ -24,7 +24,8 @@ def agree(settings: Settings, **facts: str) -> None:
     Raises:
         RecipeError: They differ; the message lists the keys, and what each process has.
     """
-    everyone = gathered(flat({**settings.model_dump(mode="json"), "versions": versions(), **facts}))
+    known = {**settings.model_dump(mode="json"), "versions": versions(), **facts}
+    everyone = gathered({".".join(path): value for path, value in toml.leaves(known)})
     keys = sorted({key for each in everyone for key in each})
     differing = [
         key for key in keys if any(each.get(key) != everyone[0].get(key) for each in everyone)
@@ -36,17 +37,6 @@ def agree(settings: Settings, **facts: str) -> None:
             f"the processes of a run must agree, and differ in {shown}{more}: start all of them "
             "with the same command, versions and data"
         )
-
-
-def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return the leaves of nested mappings by their key paths."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            leaves |= flat(value, f"{above}{key}.")
-        else:
-            leaves[f"{above}{key}"] = value
-    return leaves
 
 
 def _listed(key: str, everyone: list[dict[str, Any]]) -> str:

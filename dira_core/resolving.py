@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dira_core import toml
 from dira_core.components import Kind
 from dira_core.layering import Layer, Merged, merge
 from dira_core.plugins import installed
@@ -32,13 +33,7 @@ class Resolved:
 
     def explained(self) -> Iterator[tuple[str, Any, str]]:
         """Yield the key path, value and origin of everything in the recipe."""
-        yield from self._explained((), self.recipe.model_dump(mode="json"))
-
-    def _explained(self, path: KeyPath, value: Any) -> Iterator[tuple[str, Any, str]]:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                yield from self._explained((*path, key), inner)
-        else:
+        for path, value in toml.leaves(self.recipe.model_dump(mode="json")):
             yield ".".join(path), value, origin(path, self.why) or "default"
 
 
@@ -82,20 +77,13 @@ def _overruled(merged: Merged) -> Iterator[str]:
     stages = merged.values.get("stages")
     for number, stage in enumerate(stages if isinstance(stages, list) else []):
         changes = stage.get("changes") if isinstance(stage, Mapping) else None
-        for path in _leaves(changes) if isinstance(changes, Mapping) else ():
+        leaves = toml.leaves(changes if isinstance(changes, Mapping) else {})
+        for path in (path for path, value in leaves if value != {}):
             place = ("stages", str(number), "changes", *path)
             flag = origin(path, merged.why)
             if flag.startswith("-") and not origin(place, merged.why).startswith("-"):
                 key = ".".join(path)
                 yield f"{flag}: stage {number} has a {key} of its own: --set {'.'.join(place)}=..."
-
-
-def _leaves(table: Mapping[str, Any], above: KeyPath = ()) -> Iterator[KeyPath]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, (*above, key))
-        else:
-            yield (*above, key)
 
 
 def _chosen(values: Mapping[str, Any]) -> Iterator[tuple[Kind, str]]:

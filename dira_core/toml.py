@@ -6,7 +6,7 @@ import datetime
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -73,6 +73,17 @@ def depth(data: object) -> int:
     ]:
         deepest += 1
     return deepest + isinstance(data, Mapping | list)
+
+
+def leaves(
+    table: Mapping[str, Any], above: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield key path and value of all that is in a table and its tables; {} is a value."""
+    for key, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*above, key))
+        else:
+            yield (*above, key), value
 
 
 def write(table: Mapping[str, Any]) -> str:

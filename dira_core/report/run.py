@@ -146,13 +146,10 @@ def provenance(folder: Path, part: Path) -> Iterator[tuple[str, str]]:
         yield f"sha256 of {path.name}", digest(path)
 
 
-def keys(table: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def keys(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each key path of a table and its value."""
-    for key, value in table.items():
-        if isinstance(value, Mapping) and value:
-            yield from keys(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", json.dumps(value, ensure_ascii=False)
+    for path, value in toml.leaves(table):
+        yield ".".join(path), json.dumps(value, ensure_ascii=False)
 
 
 def stored(path: Path) -> dict[str, Any]:
