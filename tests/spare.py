@@ -1,7 +1,7 @@
 """A `dira` for the path whose every process is forked from one that has imported torch already.
 
 What such a process prints, writes and exits with is what `dira` does; only the seconds of imports
-are not paid again. It computes in one thread. One command runs at a time.
+are not paid again. It computes in one thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 AHEAD = (
@@ -76,7 +76,19 @@ def serve(listener: socket.socket) -> None:
         message, descriptors, *_ = socket.recv_fds(asking, 1 << 20, 3)
         while more := asking.recv(1 << 20):
             message += more
-        if not (pid := os.fork()):
+        if os.fork():
+            asking.close()
+            for descriptor in descriptors:
+                os.close(descriptor)
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+        elif pid := os.fork():  # beside other commands
+            _, status = os.waitpid(pid, 0)
+            asking.sendall(str(os.waitstatus_to_exitcode(status)).encode())
+            os._exit(0)
+        else:
+            listener.close()
             asking.close()
             arguments, folder, environment = json.loads(message)
             for standard, descriptor in enumerate(descriptors):
@@ -87,11 +99,6 @@ def serve(listener: socket.socket) -> None:
             os.environ.update(environment)
             sys.argv[1:] = arguments
             return
-        for descriptor in descriptors:
-            os.close(descriptor)
-        _, status = os.waitpid(pid, 0)
-        asking.sendall(str(os.waitstatus_to_exitcode(status)).encode())
-        asking.close()
 
 
 if __name__ == "__main__":
