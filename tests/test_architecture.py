@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import get_args
 
@@ -189,16 +190,19 @@ def keys(model: type[BaseModel]) -> Iterator[str]:
                 yield from keys(inner)
 
 
-def read_attributes(*folders: str) -> set[str]:
-    """Return the names of all attributes that the code in some folders reads."""
+@cache
+def read(path: str) -> set[str]:
+    """Return the names of all attributes that a file reads."""
     return {
         node.attr
-        for path, tree in TREES.items()
-        for node in ast.walk(tree)
-        if path.startswith(folders)
-        and isinstance(node, ast.Attribute)
-        and isinstance(node.ctx, ast.Load)
+        for node in ast.walk(TREES[path])
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
     }
+
+
+def read_attributes(*folders: str) -> set[str]:
+    """Return the names of all attributes that the code in some folders reads."""
+    return {name for path in TREES if path.startswith(folders) for name in read(path)}
 
 
 def test_every_key_of_a_recipe_is_read_by_the_engine() -> None:

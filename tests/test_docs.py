@@ -29,6 +29,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from spare import spare
 
 from dira_core import toml
 from dira_core.cli import command_line
@@ -93,9 +94,17 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def environment(folder: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return the folder of a `dira` that need not import torch first."""
+    with spare(tmp_path_factory.mktemp("spare")) as folder:
+        yield folder
+
+
+def environment(folder: Path, program: Path) -> dict[str, str]:
     """Return an environment in which `pip install .` goes to a folder of its own."""
-    site, programs = folder / ".site", str(Path(sys.executable).parent)
+    site = folder / ".site"
+    programs = os.pathsep.join([str(program), str(Path(sys.executable).parent)])
     return os.environ | {
         "COLUMNS": "100",
         "OMP_NUM_THREADS": "1",
@@ -116,7 +125,7 @@ def commands(text: str) -> Iterator[tuple[str, str]]:
         yield lines[0], "\n".join(lines[1:]).strip()
 
 
-def run_console(block: Block, folder: Path) -> None:
+def run_console(block: Block, folder: Path, program: Path) -> None:
     """Run the commands of a block; compare exit codes and what is shown."""
     for command, shown in commands(block.text):
         words, _, promise = command.partition("  # exits with ")
@@ -125,7 +134,7 @@ def run_console(block: Block, folder: Path) -> None:
         done = subprocess.run(
             ["bash", "-c", words],
             cwd=folder,
-            env=environment(folder),
+            env=environment(folder, program),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -140,7 +149,7 @@ def run_console(block: Block, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_every_example_of_a_page_runs(page: Path, workshop: Path) -> None:
+def test_every_example_of_a_page_runs(page: Path, workshop: Path, program: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     for block in blocks(page):
         if block.skip:
@@ -152,7 +161,7 @@ def test_every_example_of_a_page_runs(page: Path, workshop: Path) -> None:
         elif block.language == "python":
             exec(compile(block.text, str(block), "exec"), namespace)
         elif block.language == "console":
-            run_console(block, workshop)
+            run_console(block, workshop, program)
         elif block.language == "toml":
             path = workshop / "block.toml"
             path.write_text(block.text)
