@@ -111,7 +111,7 @@ def title(weights: str, plan: Plan) -> str:
     """Return what a transfer's folder is called by default."""
     parts = [Path(weights).name.replace(":", "-"), plan.target.name]
     path = dict(plan.target.options).get("path")
-    parts += [] if path is None else [Path(path).stem]
+    parts += [] if path is None else [Path(path).name if Path(path).is_dir() else Path(path).stem]
     parts += [plan.way, f"{plan.fraction:g}", f"seed{plan.seed}"]
     return "-".join(part for part in parts if part)
 

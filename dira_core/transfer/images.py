@@ -50,9 +50,11 @@ class Task(ABC):
         target: Where images come from.
         prepare: What the network is fed with.
         plan: Seed, crops, memory for decoded images.
+        dims: Spatial axes that images must have, those of the backbone.
     """
 
-    def __init__(self, target: Labelled, prepare: Preprocessing, plan: Plan) -> None:
+    def __init__(self, target: Labelled, prepare: Preprocessing, plan: Plan, dims: int) -> None:
+        self._dims = dims
         self._source = target.source
         self._images = Images(target.source, prepare.channels, plan.cache_mb * 2**20)
         self._prepare = prepare
@@ -63,13 +65,20 @@ class Task(ABC):
         """Return an image with the channels of the network.
 
         Raises:
-            DataError: It cannot be read: its label must not go to another one.
+            DataError: It cannot be read: its label must not go to another one. Or it has other axes
+                than the backbone works on.
         """
         at, image = self._images.readable(index)
         if at != index:
             raise DataError(
                 f"image {self._source.name(index)} cannot be read ({self._images.why_not(index)}): "
                 "repair it, or take it out of the target"
+            )
+        found = image.pixels.ndim - 1
+        if found != self._dims:
+            raise DataError(
+                f"image {self._source.name(index)} has {found} axes, and the backbone works on "
+                f"{self._dims}: take other weights, or of random ones another --backbone"
             )
         return image
 
@@ -115,8 +124,8 @@ class Task(ABC):
 class LabelTask(Task):
     """Classification: the central square of an image, as in pretraining, and its labels."""
 
-    def __init__(self, target: Labels, prepare: Preprocessing, plan: Plan) -> None:
-        super().__init__(target, prepare, plan)
+    def __init__(self, target: Labels, prepare: Preprocessing, plan: Plan, dims: int) -> None:
+        super().__init__(target, prepare, plan, dims)
         labels = torch.from_numpy(target.labels).float()
         self._known = (~labels.isnan()).float()
         self._labels = labels.nan_to_num()
@@ -136,8 +145,8 @@ class LabelTask(Task):
 class MaskTask(Task):
     """Segmentation: the whole image, squeezed to a square, and its masks."""
 
-    def __init__(self, target: Masks, prepare: Preprocessing, plan: Plan) -> None:
-        super().__init__(target, prepare, plan)
+    def __init__(self, target: Masks, prepare: Preprocessing, plan: Plan, dims: int) -> None:
+        super().__init__(target, prepare, plan, dims)
         self._target = target
         self._size = prepare.size
         self._seen: dict[int, Stored] = {}

@@ -113,7 +113,8 @@ def tuned(folder: Path) -> Tuned:
     place(classifier.eval(), device, channels_last=plan.channels_last)
     parts = split_of(target, plan)
     learned = frozenset(np.union1d(parts.train, parts.validation).tolist())
-    return Tuned(classifier, target, LabelTask(target, prepare, plan), learned, device)
+    task = LabelTask(target, prepare, plan, header.dims)
+    return Tuned(classifier, target, task, learned, device)
 
 
 def localize(

@@ -46,7 +46,7 @@ def predictions(
     name = resolve_precision(plan.precision, device, side, smallest_bf16_side(dims, stride))
     precision = Precision(name, device)
     if isinstance(target, Labels):
-        labels = LabelTask(target, begun.prepare, plan)
+        labels = LabelTask(target, begun.prepare, plan, dims)
         network = classifier(begun, len(target.classes), plan.seed)
         loss = one_of_several if target.exclusive else any_of_several
         tuning = FineTuning(network, labels, loss, parts, plan, precision)
@@ -60,7 +60,7 @@ def predictions(
         predicted = score_labels(target, parts.test, scores)
         notes: dict[str, Any] = {}
     elif isinstance(target, Masks):
-        masks = MaskTask(target, begun.prepare, plan)
+        masks = MaskTask(target, begun.prepare, plan, dims)
         segmenting, decoder = segmenter(begun, len(target.classes), plan)
         said(f"decoder     {decoder}")
         tuning = FineTuning(segmenting, masks, soft_dice, parts, plan, precision)
@@ -97,7 +97,7 @@ def frozen(
     They are measured on all training images that are not held back, whatever the label fraction:
     no label goes into them.
     """
-    task = LabelTask(target, begun.prepare, plan)
+    task = LabelTask(target, begun.prepare, plan, begun.backbone.dims)
     place(begun.backbone, device, channels_last=plan.channels_last)
     everyone = split_of(target, plan.model_copy(update={"fraction": 1.0})).fit
     fit, y = parts.train, target.labels[parts.train]

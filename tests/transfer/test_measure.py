@@ -15,6 +15,7 @@ from sklearn.metrics import roc_auc_score
 
 import dira_core
 from dira_core import measure_transfer, transfer_plan
+from dira_core.cli.transfer import title
 from dira_core.errors import DataError, DiraError, RecipeError, RunFolderError
 from dira_core.export import build, write_parts
 from dira_core.layering import gather
@@ -135,7 +136,7 @@ def test_statistics_of_batches_count_from_the_first_one(labelled: Path) -> None:
     plan = labels_of(labelled, "training.least_steps=6", "training.batch_size=32")
     begun = start("random:0", plan)
     target = make("target", plan.target, begun.prepare.window)
-    task = LabelTask(target, begun.prepare, plan)
+    task = LabelTask(target, begun.prepare, plan, dims=2)
     parts = split_of(target, plan)
     network = classifier(begun, 2, 0)
     seen: list[torch.Tensor] = []
@@ -157,7 +158,7 @@ def test_an_image_with_a_mask_is_read_once_for_a_batch_and_what_is_asked_about_i
     plan = plan_of("masks", labelled, "cache_mb=0")
     begun = start("random:0", plan)
     target = make("target", plan.target, begun.prepare.window)
-    task = MaskTask(target, begun.prepare, plan)
+    task = MaskTask(target, begun.prepare, plan, dims=2)
     read, reads = type(target.source).read, []
 
     def counted(self: object, index: int) -> object:
@@ -372,6 +373,27 @@ def test_what_cannot_be_measured_says_the_way_out(
 ) -> None:
     with pytest.raises(error, match=message):
         measure_transfer(weights, labels_of(labelled, *more), tmp_path / "out")
+
+
+@pytest.mark.parametrize("way", ["fine-tune", "linear"])
+def test_a_network_of_other_axes_than_the_images_is_told_so(
+    way: str, labelled: Path, tmp_path: Path
+) -> None:
+    network = ["backbone.name=unet3d", "backbone.width=4", "size=[8,32,32]"]
+    asked = ["target.label=finding", f"way={way}", *network]
+    plan = transfer_plan("csv", str(labelled), asked)
+    with pytest.raises(DataError, match=r"png has 2 axes, and the backbone works on 3: take other"):
+        measure_transfer("random", plan, tmp_path / "out")
+
+
+def test_folders_are_named_in_full_in_the_name_of_a_result(tmp_path: Path) -> None:
+    names = ["CheXpert-v1.0", "CheXpert-v1.0-small"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    plans = [transfer_plan("chexpert", str(tmp_path / name)) for name in names]
+    assert [title("runs/a", plan) for plan in plans] == [
+        f"a-chexpert-{name}-fine-tune-1-seed0" for name in names
+    ]
 
 
 def test_frozen_features_have_no_masks(labelled: Path, tmp_path: Path) -> None:
