@@ -74,7 +74,7 @@ class Images:
         if len(image.pixels) not in (1, self._channels) and not colour:
             raise DataError(
                 f"it has {len(image.pixels)} channels, the recipe asks for {self._channels}: "
-                "choose others with --set views.channels"
+                "choose others with --set views.channels, or in a transfer with --set channels"
             )
         if image.levels:  # mapped files: nothing is read yet, and there is nothing to keep
             return image
