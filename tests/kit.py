@@ -90,6 +90,7 @@ def dira_run_started(progress):
 def dira_step_ended(progress):
     if os.environ.get("KIT_STOP_AT") == str(progress.step):
         os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(float(os.environ.get("KIT_STEP_S", "0")))
 """
 
 Dira = Callable[..., tuple[int, str, str]]

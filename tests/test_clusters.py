@@ -110,9 +110,9 @@ def test_a_slurm_job_on_all_its_nodes_saves_before_its_time_is_up_and_goes_on(
         "SLURM_JOB_NODELIST": "localhost,other",
         "SLURM_GPUS_ON_NODE": str(processes),
     }
-    long = ["--batch-size", "2", "--epochs", "40"]
-    words = ["bash", str(EXAMPLES / f"slurm/{name}.sbatch"), *SMALL, *long]
-    job = started(words, environment | slurm)
+    steps = ["--batch-size", "2", "--epochs", "6"]
+    words = ["bash", str(EXAMPLES / f"slurm/{name}.sbatch"), *SMALL, *steps]
+    job = started(words, environment | slurm | {"KIT_STEP_S": "0.5"})
     while not [*Path("runs").glob("*/metrics.jsonl")] and job.poll() is None:
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)
@@ -125,7 +125,7 @@ def test_a_slurm_job_on_all_its_nodes_saves_before_its_time_is_up_and_goes_on(
     [(code, said)] = ended([started(words, environment | slurm)])
     assert code == 0, said
     assert "resumed from step-" in said
-    status = only_run(160)
+    status = only_run(24)
     assert (status["status"], status["job"]) == ("done", slurm["SLURM_JOB_ID"])
     assert processes_of(folder) == 2
     assert Path("requeued").read_text() == once  # not again at its end
