@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -37,11 +37,6 @@ class ResNetOptions(Options):
 
     zero_init_residual: bool = Field(
         False, description="start every residual branch at zero (Goyal et al., arXiv:1706.02677)"
-    )
-    stem: Literal["fan_in", "fan_out"] = Field(
-        "fan_in",
-        description="what the first convolution's start is scaled by (He et al., ICCV 2015); "
-        "fan_out as in torchvision, for rates that it can bear",
     )
 
 
@@ -152,9 +147,7 @@ def _resnet(depth: int) -> Component:
     def build(options: ResNetOptions, channels: int, dims: int) -> Backbone:
         from dira_core.nn.resnet import ResNet
 
-        return ResNet(
-            depth, channels, zero_init_residual=options.zero_init_residual, stem=options.stem
-        )
+        return ResNet(depth, channels, zero_init_residual=options.zero_init_residual)
 
     return Component(
         f"resnet{depth}",

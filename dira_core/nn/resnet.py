@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from typing import Literal
-
-import torch
 from torch import Tensor, nn
 
 from dira_core.roles import Backbone
@@ -15,7 +11,7 @@ class ResNet(Backbone):
     """Encode images (B, channels, H, W) into five maps, with strides 2, 4, 8, 16 and 32.
 
     The first map is the stem's before its max-pool. Parameters are named and initialised as
-    torchvision's, without `fc`, so that weights travel both ways; but see `stem`.
+    torchvision's, without `fc`, so that weights travel both ways.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, arXiv:1512.03385.
 
@@ -23,23 +19,12 @@ class ResNet(Backbone):
         depth: 18, 34, 50 or 101.
         channels: Channels of an image.
         zero_init_residual: Start every residual branch at zero (Goyal et al., arXiv:1706.02677).
-        stem: What scales the first convolution at its start (He et al., ICCV 2015). By its fan out,
-            as torchvision's is, its weights are an eighth of those by its fan in for one channel; a
-            batch norm follows, so that they learn 64 times as fast, and a rate that is right for
-            all others tears them apart.
     """
 
     dims = 2
     strides = (2, 4, 8, 16, 32)
 
-    def __init__(
-        self,
-        depth: int,
-        channels: int,
-        *,
-        zero_init_residual: bool,
-        stem: Literal["fan_in", "fan_out"] = "fan_in",
-    ) -> None:
+    def __init__(self, depth: int, channels: int, *, zero_init_residual: bool) -> None:
         super().__init__()
         from torchvision.models import get_model  # slow to import: only where one is built
 
@@ -48,9 +33,6 @@ class ResNet(Backbone):
         self.channels = (64, deepest // 8, deepest // 4, deepest // 2, deepest)
         self.in_channels = channels
         self.conv1 = net.conv1 if channels == net.conv1.in_channels else _stem(channels)
-        if stem == "fan_in":
-            with torch.no_grad():
-                self.conv1.weight.mul_(math.sqrt(self.conv1.out_channels / channels))
         self.bn1, self.relu, self.maxpool = net.bn1, net.relu, net.maxpool
         self.layer1, self.layer2 = net.layer1, net.layer2
         self.layer3, self.layer4 = net.layer3, net.layer4

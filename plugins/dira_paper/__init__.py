@@ -32,8 +32,6 @@ TRIO = {
     "weights": {"dis": 1.0, "res": 10.0, "adv": 0.001},  # paper and public code
 }
 
-RESNET = {"name": "resnet50", "stem": "fan_out"}  # paper; public code: as torchvision starts it
-
 CRITIC = {
     "name": "adam",  # paper: Adam, 2e-4, (0.5, 0.999)
     "lr": 2e-4,
@@ -129,7 +127,6 @@ FIXED = {
 
 PAPER = {
     **TRIO,
-    "backbone": RESNET,
     "adversary": {"name": "patchgan", "loss": "bce"},  # paper, eq. 3: a log loss
     "views": views(224, aligned=False, disjoint=True),  # paper: the flip is part of T(.)
     "critic_optimizer": CRITIC,
@@ -146,7 +143,6 @@ BARLOW_PAPER = {
 
 RELEASED = {
     **TRIO,
-    "backbone": RESNET,
     "views": views(224, aligned=False, disjoint=False),  # public code: its overlap test is void
     "critic_optimizer": CRITIC,
     "train": {"batch_size": 256, "epochs": 1200, "precision": "fp32"},  # public code

@@ -178,10 +178,7 @@ def test_a_component_is_shown_with_every_option(dira: Dira) -> None:
     [
         ("phantom", {"data": {"name": "phantom", "n": 2048, "size": 96}}),
         ("blot", {"views": {"distort": [{"name": "blot", "p": 1.0}]}}),
-        (
-            "resnet18",
-            {"backbone": {"name": "resnet18", "zero_init_residual": False, "stem": "fan_in"}},
-        ),
+        ("resnet18", {"backbone": {"name": "resnet18", "zero_init_residual": False}}),
     ],
 )
 def test_the_snippet_is_a_recipe(dira: Dira, name: str, expected: object) -> None:
