@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -85,8 +87,13 @@ class BareLoop:
 
 def contiguous(batch: Batch) -> Batch:
     """Return the same batch with its images in row-major order."""
-    views = []
-    for view in batch.views:
-        parts = {k: getattr(view, k).contiguous() for k in ("crop", "clean", "image")}
-        views.append(type(view)(**parts, box=view.box, label=view.label))
-    return Batch(tuple(views), batch.index, batch.label)
+    views = (
+        replace(
+            view,
+            crop=view.crop.contiguous(),
+            image=view.image.contiguous(),
+            make_clean=view.clean.contiguous,
+        )
+        for view in batch.views
+    )
+    return replace(batch, views=tuple(views))
