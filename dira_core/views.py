@@ -109,20 +109,32 @@ def _distorted(
     groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor], buffers: Buffers
 ) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Callable[[], Tensor]]]:
     """Return each view's crop, its image, and what makes it clean."""
-    count, shape = sum(map(len, pixels)), pixels[0].shape[1:]
-    on_cpu = pixels[0].device.type == "cpu"
-    geometry, appearance, distort = (plan(g, count, shape) if on_cpu else None for g in groups)
-    if geometry is None or appearance is None or distort is None:
+    plans = _plans(groups, pixels)
+    if plans is None:
         crops, cleans, images = _in_batches(groups, pixels)
         return crops, images, [partial(_same, clean) for clean in cleans]
+    geometry, appearance, distort = plans
     crops = _by_image(geometry, pixels, buffers)
     every = [[*one, *other] for one, other in zip(appearance, distort, strict=True)]
     n = len(crops[0])
-    of_views = (appearance[start : start + n] for start in range(0, count, n))
+    of_views = (appearance[start : start + n] for start in range(0, len(every), n))
     kept = [
         partial(_clean, todo, crop, buffers) for todo, crop in zip(of_views, crops, strict=True)
     ]
     return crops, _by_image(every, crops, buffers), kept
+
+
+def _plans(groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor]) -> list[Todo] | None:
+    """Return what each group does to each image, or None where batches are better."""
+    if pixels[0].device.type != "cpu":
+        return None
+    plans = []
+    for group in groups:
+        todo = plan(group, sum(map(len, pixels)), pixels[0].shape[1:])
+        if todo is None:  # the draws of further groups would be for nothing
+            return None
+        plans.append(todo)
+    return plans
 
 
 def _in_batches(
