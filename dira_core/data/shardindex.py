@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dira_core.data.shardfiles import Shard
+from dira_core.data.shardfiles import Shard, ShardFiles
 from dira_core.digests import of_texts
 from dira_core.errors import DataError
 from dira_core.escaping import printable
@@ -146,8 +146,9 @@ Scan = tuple[np.ndarray, list[str], int]
 """What is in a shard: (n,) of `SAMPLE`, n keys, and where the last member ends."""
 
 
-def index_of(shards: Sequence[Shard], ending: str | None, scans: Sequence[Scan]) -> ShardIndex:
-    """Return the index of shards from a look at each of them."""
+def index_of(shards: Sequence[Shard], files: ShardFiles, ending: str | None) -> ShardIndex:
+    """Return the index of shards by a look at each of them; raises what `scan` does."""
+    scans = [scan(files.open(n), shard, n, ending) for n, shard in enumerate(shards)]
     known = [(s.name, s.size, end) for s, (_, _, end) in zip(shards, scans, strict=True)]
     samples = np.concatenate([samples for samples, _, _ in scans])
     return ShardIndex(known, ending, samples, [key for _, keys, _ in scans for key in keys])

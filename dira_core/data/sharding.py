@@ -19,7 +19,7 @@ from dira_core.data.formats import HEAD, sniff
 from dira_core.data.images import read_image
 from dira_core.data.pieces import stored
 from dira_core.data.shardfiles import ShardFiles, find
-from dira_core.data.shardindex import index_of, scan
+from dira_core.data.shardindex import index_of
 from dira_core.data.shards import INDEX
 from dira_core.errors import DataError
 from dira_core.files import write_atomic
@@ -213,9 +213,7 @@ def _complete(
     found = find(str(folder))
     parts = [shards.part(number) for number in range(len(found))]
     left_out = [entry for part in parts for entry in json.loads(part.read_bytes())]
-    files = ShardFiles(found, folder, 0)
-    scans = [scan(files.open(n), shard, n, None) for n, shard in enumerate(found)]
-    index = index_of(found, None, scans)
+    index = index_of(found, ShardFiles(found, folder, 0), None)
     if not index.keys:
         raise DataError(
             f"none of {len(source)} images can be read (first: {left_out[0][0]}: {left_out[0][1]}):"

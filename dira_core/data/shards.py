@@ -18,7 +18,7 @@ import numpy as np
 from dira_core import digests
 from dira_core.data.readers import read_bytes
 from dira_core.data.shardfiles import Shard, ShardFiles, find, reaching
-from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, known_of, scan
+from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, known_of
 from dira_core.errors import DataError, DiraError, RecipeError
 from dira_core.files import write_atomic
 from dira_core.roles import Blocks, Source
@@ -162,8 +162,7 @@ def indexed(
         part = None if found is None else found.of(shards, ending)
         if part is not None and ("://" in home or _ends_there(part, files)):
             return part
-    scans = [scan(files.open(n), shard, n, ending) for n, shard in enumerate(shards)]
-    index = index_of(shards, ending, scans)
+    index = index_of(shards, files, ending)
     places = [folder] if "://" in home else [Path(home), folder]
     _keep(index, [place / own for place in places])
     return index
