@@ -151,7 +151,7 @@ def pretrain(
     with (
         joined(settings.train.timeout_s, where),
         owned(RunFolder(folder, resume=resume, keep=settings.checkpoint.keep)) as home,
-        Stop() as stop,
+        Stop(says=display is not None and rank() == 0) as stop,
     ):
         agree(settings, fingerprint=source.fingerprint())
         display = display if display and rank() == 0 else Silent()

@@ -28,6 +28,10 @@ def die_with_parent(parent: int | None) -> None:
         os._exit(1)
 
 
+HEARD = b"\nthis step ends and is saved; press Ctrl-C again to leave at once\n"
+"""What the first SIGINT is answered."""
+
+
 class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error
     """A signal asked to save and leave; everything is saved."""
 
@@ -38,12 +42,16 @@ class Stop:
     Only the second SIGINT interrupts at once, with KeyboardInterrupt. The handlers from before are
     back on exit. Outside the main thread, where Python allows none, nothing is ever requested.
 
+    Args:
+        says: Whether the first SIGINT is answered on the error output.
+
     Attributes:
         requested: Name of the first signal that came, for example "SIGTERM", or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, says: bool = False) -> None:
         self.requested: str | None = None
+        self._says = says
         self._interrupted = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -68,3 +76,5 @@ class Stop:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt
         self._interrupted = True
+        if self._says:
+            os.write(2, HEARD)  # a stream may be in the middle of a write of its own

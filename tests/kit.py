@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from distributions import offered
@@ -54,7 +54,8 @@ def hanging(options):
             self.reads += 1
             if self.reads > 100:
                 Path(os.environ["KIT_HANGS"]).touch()
-                time.sleep(600)
+                for _ in range(6000):
+                    time.sleep(0.1)
             return super().read(index)
     return Hanging(options.n)
 
@@ -110,6 +111,16 @@ SMALL = [
 def kit(folder: Path) -> AbstractContextManager[str]:
     """Put the distribution on the path, beside all that is installed."""
     return offered(folder, "kit", CODE)
+
+
+@contextmanager
+def attended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Kill a process on the way out, however that is, and leave nothing of it open."""
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def command(parts: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:

@@ -40,6 +40,17 @@ def test_the_second_sigint_interrupts_and_restores_the_default() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_only_the_first_sigint_is_answered(capfd: pytest.CaptureFixture[str]) -> None:
+    with Stop(says=True):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert capfd.readouterr().err == ""
+        os.kill(os.getpid(), signal.SIGINT)
+        assert "press Ctrl-C again" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert capfd.readouterr().err == ""
+
+
 def test_a_sigint_after_a_sigterm_is_the_first_sigint() -> None:
     with Stop() as stop:
         os.kill(os.getpid(), signal.SIGTERM)

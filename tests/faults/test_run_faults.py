@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit import SMALL, command, kit
+from kit import SMALL, attended, command, kit
 from parts import forked, outcome, small_run
 
 from dira_core import checkpoint_draft, cli
@@ -170,14 +170,11 @@ def test_a_storm_of_signals_saves_once_and_leaves_with_75(
 ) -> None:
     folder = tmp_path / "r"
     where = ["--out", str(tmp_path), "--epochs", "20", "--set", "checkpoint.every_steps=1000"]
-    process = command(parts, *SMALL, *where, "--name", "r")
-    try:
+    with attended(command(parts, *SMALL, *where, "--name", "r")) as process:
         wait_for(folder / "metrics.jsonl", process)
         for _ in range(20):
             process.send_signal(signal.SIGTERM)
         _, said = process.communicate(timeout=60)
-    finally:
-        process.kill()
     assert process.returncode == 75, said
     assert f"dira run --resume {folder}" in said
     assert status(folder)["status"] == "preempted"
@@ -199,18 +196,19 @@ def test_a_second_ctrl_c_leaves_at_once_even_where_a_read_hangs(
 ) -> None:
     hangs, folder = tmp_path / "hangs", tmp_path / "r"
     where = ["--data", "hanging", "--out", str(tmp_path), "--name", "r", "--epochs", "50"]
-    process = command(parts, *SMALL, *where, "--set", "loader.cache_mb=0", KIT_HANGS=str(hangs))
-    try:
-        wait_for(hangs, process)
-        process.send_signal(signal.SIGINT)
+    where += ["--set", "loader.cache_mb=0"]
+    with attended(command(parts, *SMALL, *where, KIT_HANGS=str(hangs))) as run:
+        wait_for(hangs, run)
+        run.send_signal(signal.SIGINT)
+        assert run.stderr
+        while "Ctrl-C again" not in run.stderr.readline():
+            assert run.poll() is None
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=0.5)  # the first one waits for the step
+            run.wait(timeout=0.5)  # the first one waits for the step
         pressed = time.time()
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=20)  # the read would take ten minutes
-    finally:
-        process.kill()
-    assert process.returncode == 130, said
+        run.send_signal(signal.SIGINT)
+        _, said = run.communicate(timeout=20)  # the read would take ten minutes
+    assert run.returncode == 130, said
     assert "Traceback" not in said
     assert status(folder)["status"] == "failed"
     assert (folder / "status.json").stat().st_mtime - pressed < 2
