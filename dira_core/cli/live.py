@@ -11,17 +11,22 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from dira_core.study.jobs import Job
 from dira_core.types import Progress as RunProgress
 
 SECONDS_BETWEEN_LINES = 5.0
 """Where there is no terminal, a line is printed at most this often."""
+
+BAR_WIDTH = 24
+
+WIDE = 120
+"""Columns from which on there is room for a bar."""
 
 
 def described(metrics: Mapping[str, float]) -> str:
@@ -33,13 +38,28 @@ def described(metrics: Mapping[str, float]) -> str:
 class Bar:
     """A progress bar on stderr, and lines above it; without a terminal, lines alone.
 
+    On a narrow terminal there is no bar, and text that wraps, but every number is there.
+
     Args:
-        columns: Of the bar.
+        after: Text after what was done and how long it took and takes.
+        before: Text before it.
     """
 
-    def __init__(self, *columns: ProgressColumn) -> None:
+    def __init__(self, after: str, *, before: str = "") -> None:
         self._console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self._bar = Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        whole = Column(no_wrap=True)
+        bar = [BarColumn(BAR_WIDTH)] if self._console.width >= WIDE else []
+        self._bar = Progress(
+            TextColumn(before, markup=False),
+            *bar,
+            MofNCompleteColumn(table_column=whole),
+            TimeElapsedColumn(table_column=whole),
+            TextColumn("eta"),
+            TimeRemainingColumn(table_column=whole),
+            TextColumn(after, markup=False, table_column=Column()),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -57,15 +77,7 @@ class Terminal(Bar):
     """Show a run's progress, losses and messages; a context manager."""
 
     def __init__(self) -> None:
-        super().__init__(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[losses]}", markup=False),
-        )
+        super().__init__("{task.fields[losses]}", before="{task.description}")
         self._task = self._bar.add_task("starting", total=None, losses="")
         self._printed = 0.0
 
@@ -98,14 +110,7 @@ class Jobs(Bar):
     """
 
     def __init__(self, total: int, done: int) -> None:
-        super().__init__(
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-        )
+        super().__init__("{task.description}")
         self._task = self._bar.add_task("", total=total, completed=done)
         self._began: dict[str, float] = {}
         if done:

@@ -51,18 +51,20 @@ def test_messages_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == message + "\n"
 
 
+@pytest.mark.parametrize("columns", [80, 119, 120, 160])
 def test_on_a_terminal_there_is_a_bar_with_the_losses_and_messages_above_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, columns: int
 ) -> None:
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setenv("COLUMNS", str(columns))
     with Terminal() as terminal:
         terminal.stepped(at(4), METRICS, SPEED)
         terminal.said("hello")
     shown = capsys.readouterr().err
     for word in ("epoch 1/2", "4/10", "412 images/s", "res 0.0182", "hello", "eta"):
         assert word in shown
+    assert ("━" in shown) == (columns >= 120)
     assert "step 4/10" not in shown
 
 
