@@ -46,12 +46,55 @@ def filtered(image: np.ndarray, taps: Sequence[Taps]) -> np.ndarray:
     for axis, (lines, starts, weights) in enumerate(taps):  # the next axis comes to the front
         rows = turned.view(sides[axis], -1)
         sums = torch.embedding_bag(rows, lines, starts, mode=0, per_sample_weights=weights)[0]
-        n, m = sums.shape
-        sides[axis] = n
-        # Numbers column by column are ShuffleNet's shuffle, in small square tiles: as fast as a
-        # plain copy, where `sums.T.contiguous()` takes three times as long.
-        turned = F.channel_shuffle(sums.as_strided((1, n * m, 1, 1), (n * m, 1, n * m, n * m)), n)
+        sides[axis] = len(sums)
+        turned = _turned(sums, len(sums))
     return turned.numpy().reshape(channels, *sides)
+
+
+def resized(image: np.ndarray, size: Sequence[int], mirrored: Sequence[bool]) -> np.ndarray:
+    """Resize bytes by the triangle filter of `resizing`, rounded after each axis as Pillow does.
+
+    Args:
+        image: (C, *S) uint8.
+        size: Sides of the result.
+        mirrored: Whether the last pixel comes first, along each axis.
+
+    Returns:
+        (C, *size) uint8, in memory of its own.
+    """
+    channels, *sides = image.shape
+    rows = image[0] if channels == 1 else np.moveaxis(image, 0, -1)
+    for axis, (n, turn) in enumerate(zip(size, mirrored, strict=True)):
+        rows = rows.reshape(sides[axis], -1)[:: -1 if turn else 1]
+        columns = rows.shape[1]
+        padded = _padded(rows)
+        # Torch resizes four channels of bytes at once: here, four neighbours along the other axes.
+        height, width = padded.shape
+        fours = padded.as_strided((1, 4, height, width // 4), (height * width, 1, width, 4))
+        shrunk = F.interpolate(fours, (n, width // 4), mode="bilinear", antialias=True)
+        sides[axis] = n
+        rows = _turned(shrunk, n).numpy().reshape(width, n)[:columns]  # the next axis is in front
+    return rows.reshape(channels, *sides)
+
+
+def _turned(rows: Tensor, n: int) -> Tensor:
+    """Return the numbers of n rows, which lie in memory without gaps, column by column.
+
+    This is ShuffleNet's shuffle, in small square tiles: as fast as a plain copy, where
+    `rows.T.contiguous()` takes three times as long.
+    """
+    count = rows.numel()
+    return F.channel_shuffle(rows.as_strided((1, count, 1, 1), (count, 1, count, count)), n)
+
+
+def _padded(rows: np.ndarray) -> Tensor:
+    """Return rows of bytes whose length is a multiple of four, copied unless they are that."""
+    columns = rows.shape[1]
+    if columns % 4 == 0 and rows.flags.carray:
+        return torch.from_numpy(rows)
+    padded = np.empty((len(rows), columns + -columns % 4), np.uint8)
+    padded[:, :columns] = rows
+    return torch.from_numpy(padded)
 
 
 def _rows(image: np.ndarray) -> Tensor:

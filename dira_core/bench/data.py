@@ -241,5 +241,5 @@ def closeness(ours: Ours) -> float:
             whole = Pillow.fromarray(image.pixels[0]).crop((left, top, right, bottom))
             theirs = np.asarray(whole.resize((ours.width, ours.height), Pillow.Resampling.BILINEAR))
             found = crop_level(image, [(top, bottom), (left, right)], ours.size)[0]
-            errors.append(float(((found - theirs) ** 2).mean()))
+            errors.append(float((np.subtract(found, theirs, dtype=np.float64) ** 2).mean()))
     return 10 * math.log10(255**2 / (sum(errors) / len(errors)))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dira_core.filters import filtered, resizing
+from dira_core.filters import filtered, resized, resizing
 from dira_core.types import Image
 from dira_core.view_options import sides_of
 
@@ -86,11 +86,15 @@ def crop_level(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
     """Cut a box out of an image and resize it, antialiased; see `excerpt`.
 
     Returns:
-        (C, *size) float32 in the units of the image, of any memory layout.
+        (C, *size) in the units of the image, of any memory layout: uint8 if it is stored so, else
+        float32.
     """
     pixels = excerpt(image, box, size)
-    sides = zip(pixels.shape[1:], sides_of(size, len(box)), box, strict=True)
-    return filtered(pixels, [resizing(n, m, first > last) for n, m, (first, last) in sides])
+    sides, mirrored = sides_of(size, len(box)), [first > last for first, last in box]
+    if pixels.dtype == np.uint8:
+        return resized(pixels, sides, mirrored)
+    found = zip(pixels.shape[1:], sides, mirrored, strict=True)
+    return filtered(pixels, [resizing(n, m, turn) for n, m, turn in found])
 
 
 def directions(box: Box) -> list[slice]:
@@ -124,11 +128,11 @@ def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None
     """Map a window to [0, 1], clip, and write the result where it belongs.
 
     Args:
-        crop: (C, *S) float32, of any memory layout.
+        crop: (C, *S), of any type and memory layout.
         window: The values that become 0 and 1; a window without width gives 0.
         pixels: (C, *S) float32, or with one channel of the crop repeated.
     """
     low, high = window
     scale = 1 / (high - low) if low != high else 0.0
-    np.multiply(crop - low if low else crop, scale, out=pixels.numpy())
-    pixels.clamp_(0, 1)
+    pixels.numpy()[...] = crop
+    (pixels.sub_(low) if low else pixels).mul_(scale).clamp_(0, 1)

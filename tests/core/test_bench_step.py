@@ -85,8 +85,9 @@ def test_dira_and_the_hand_written_loops_end_a_step_with_the_same_weights(
     before, dira, bare = after_one_step_each(recipe(**changes), plain=plain)
     assert dira.keys() == bare.keys()
     assert sum(not torch.equal(before[key], dira[key]) for key in dira) > len(dira) / 2
+    near = 1e-5 if plain else 1e-6  # another memory layout adds in another order
     for key, value in dira.items():
-        torch.testing.assert_close(value, bare[key], rtol=1e-6, atol=1e-6, msg=key)
+        torch.testing.assert_close(value, bare[key], rtol=near, atol=near, msg=key)
 
 
 @pytest.mark.slow

@@ -145,9 +145,9 @@ def test_resizing_is_within_a_level_of_torchvision_and_pillow(
     )
     piece = PillowImage.fromarray(pixels[0, top:bottom, left:right])
     pillow = np.asarray(piece.resize((size, size), PillowImage.Resampling.BILINEAR))
-    assert torch.allclose(ours, exact, atol=1e-3)
-    assert (ours - theirs.float()).abs().max() <= 1
-    error = float(((ours[0].numpy() - pillow) ** 2).mean())
+    assert torch.allclose(ours.float(), exact, atol=1.1)
+    assert (ours.float() - theirs.float()).abs().max() <= 1
+    error = float(((ours[0].float().numpy() - pillow) ** 2).mean())
     assert 10 * math.log10(255**2 / error) > 50
 
 
@@ -156,7 +156,7 @@ def test_every_type_of_pixel_is_resized_without_loss(dtype: type) -> None:
     pixels = smooth(40, 40).astype(dtype)
     pixels.flags.writeable = False
     resized = crop_resize(pixels, torch.tensor([[0, 40], [0, 40]]), 40)
-    assert resized.dtype == torch.float32
+    assert resized.dtype == (torch.uint8 if dtype == np.uint8 else torch.float32)
     assert np.array_equal(resized.numpy(), pixels.astype(np.float32))
 
 

@@ -61,10 +61,14 @@ def test_matrices_are_those_of_single_images_and_zero_beyond() -> None:
 class Odd(TinySource):
     """Images of many sizes."""
 
+    def __init__(self, n: int, kind: type = np.uint16) -> None:
+        super().__init__(n)
+        self.kind = kind
+
     def read(self, index: int) -> Image:
         rng = np.random.default_rng(index)
         shape = (1, *rng.integers(20, 160, 2))
-        return Image(rng.integers(0, 256, shape, np.uint8), (10.0, 240.0))
+        return Image(rng.integers(0, 256, shape, self.kind), (10.0, 240.0))
 
 
 def views_of(source: Source, **loader: Any) -> torch.Tensor:
@@ -76,13 +80,18 @@ def views_of(source: Source, **loader: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_views_are_those_of_workers_to_rounding(tmp_path: Path, cached: bool) -> None:
-    source: Source = Odd(8)
+@pytest.mark.parametrize(
+    ("kind", "near"), [(np.uint16, 1e-5), (np.uint8, 1.5 / 230)]
+)  # a level, stretched
+def test_views_are_those_of_workers_to_rounding(
+    tmp_path: Path, cached: bool, kind: type, near: float
+) -> None:
+    source: Source = Odd(8, kind)
     if cached:
         build(source, tmp_path / "cache", {"source": "odd"})
         source = CacheSource(CacheOptions(path=tmp_path / "cache"))
     found, wanted = views_of(source, resize="device"), views_of(source, resize="workers")
-    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, wanted, atol=near, rtol=0)
 
 
 def test_a_filter_that_needs_crops_in_workers_is_refused() -> None:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import torch
+from PIL import Image as PillowImage
 from tensors import triangle_weights
 
 from dira_core.buffers import Buffers
-from dira_core.filters import blurring, filtered, resizing
+from dira_core.filters import blurring, filtered, resized, resizing
 
 SHAPES = [(1, 20, 30), (3, 17, 64), (2, 9, 12, 16)]
 
@@ -106,3 +107,28 @@ def test_memory_has_the_layout_that_is_asked_for() -> None:
     ):
         made = buffers.like(like[:1], 2)
         assert (made.shape, made.stride(), made.dtype) == (like.shape, like.stride(), torch.float32)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 5, 7), (1, 1, 9), (3, 4, 3, 2)])
+@pytest.mark.parametrize("n", [1, 6, 8])
+def test_bytes_are_resized_as_other_numbers_and_rounded(shape: tuple[int, ...], n: int) -> None:
+    image = (noise(*shape) * 256).astype(np.uint8)
+    kept = image.copy()
+    for turns in itertools.product([False, True], repeat=len(shape) - 1):
+        taps = [resizing(side, n, turn) for side, turn in zip(shape[1:], turns, strict=True)]
+        size = [n] * len(turns)
+        found = resized(image, size, turns)
+        assert found.dtype == np.uint8
+        assert found.shape == (shape[0], *size)
+        assert np.abs(found - filtered(image, taps)).max() < 0.55 * len(turns)
+        for other in (np.asfortranarray(image), np.repeat(image, 2, axis=-1)[..., ::2]):
+            assert np.array_equal(resized(other, size, turns), found)
+    assert np.array_equal(image, kept)
+
+
+def test_pillow_resizes_bytes_to_the_same_but_for_a_level() -> None:
+    image = (noise(1, 90, 61) * 256).astype(np.uint8)
+    pillow = PillowImage.fromarray(image[0]).resize((30, 40), PillowImage.Resampling.BILINEAR)
+    off = np.abs(resized(image, (40, 30), (False, False))[0].astype(int) - np.asarray(pillow))
+    assert off.max() <= 1
+    assert (off == 0).mean() > 0.5
