@@ -156,12 +156,18 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
 
 def check_norms(model: nn.Module, train: Train) -> None:
     """Raise a RecipeError where a batch norm of vectors would see one row alone."""
-    seen = train.batch_size * (world_size() if train.sync_norm else 1)
-    if seen == 1 and any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+    if rows_of_norms(model, train) == 1:
         raise RecipeError(
             "a batch norm of embeddings needs at least 2 images a process, got 1: choose a larger "
             "--batch-size, or --set train.sync_norm=true with several processes"
         )
+
+
+def rows_of_norms(model: nn.Module, train: Train) -> int | None:
+    """Return how many images a batch norm of vectors sees at once, or None without any."""
+    if not any(isinstance(m, nn.BatchNorm1d) for m in model.modules()):
+        return None
+    return train.batch_size * (world_size() if train.sync_norm else 1)
 
 
 def adapt(parts: Sequence[Backbone | Restorer], settings: Settings) -> None:

@@ -113,7 +113,7 @@ class Checkpoints:
         """
         need = len(job.state) + sum(t.nbytes for group in files.values() for t in group.values())
         draft = self.folder / job.draft
-        with writing(self.folder, need):
+        with writing(self.folder, need, "the checkpoint before is intact"):
             self._prepare()
             if job.rank > 0:
                 part = write_files(draft, job, files)

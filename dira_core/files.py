@@ -145,7 +145,7 @@ def sweep(folder: Path) -> None:
 
 @contextmanager
 def writing(
-    folder: Path, need: int = 0, intact: str = "the checkpoint before is intact"
+    folder: Path, need: int = 0, intact: str = "what was there before is intact"
 ) -> Iterator[None]:
     """Turn a failed write into an error that a user can mend.
 

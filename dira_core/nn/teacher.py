@@ -87,7 +87,7 @@ class Teacher(nn.Module):
 def rising_momentum(first: float, fraction: float) -> float:
     """Return a momentum that rises from `first` to 1 by a cosine: the teacher comes to rest.
 
-    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, arXiv:2006.07733, section 3.2:
+    Source: Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020, arXiv:2006.07733:
     1 - (1 - first) (cos(pi fraction) + 1) / 2.
 
     Args:

@@ -2,7 +2,7 @@
 
 A box is (D, 2): its first and last edge along each axis in px, the last one outside.
 
-Source: Wang et al., "ChestX-ray8", CVPR 2017, arXiv:1705.02315, section 4.3.
+Source: Wang et al., "ChestX-ray8", CVPR 2017, arXiv:1705.02315: its localization of pathologies.
 """
 
 from __future__ import annotations

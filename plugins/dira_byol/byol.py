@@ -44,5 +44,5 @@ class BYOL(Discriminator):
         return Objective(4 + 2 * (one + other), embedding=z1)
 
     def after_step(self, progress: Progress) -> None:
-        """Let the teacher follow, slower and slower (section 3.2)."""
+        """Let the teacher follow, slower and slower."""
         self.teacher.update(rising_momentum(self._momentum, progress.fraction))

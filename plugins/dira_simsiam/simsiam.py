@@ -35,7 +35,7 @@ class SimSiam(Discriminator):
         return Objective(loss, embedding=z1)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """Return the projector, and the predictor at a constant rate (section 4.1)."""
+        """Return the projector, and the predictor at a constant rate."""
         return [
             {"params": list(self.projector.parameters())},
             {"params": list(self.predictor.parameters()), "schedule": "constant"},

@@ -33,7 +33,7 @@ MEANS = {"1.0": 1.0, "1": 1.0, "0.0": 0.0, "0": 0.0, "": 0.0, "-1.0": -1.0, "-1"
 """What a cell says; nothing is a finding that was not mentioned."""
 
 BETWEEN = {"lsr-ones": (0.55, 0.85), "lsr-zeros": (0.0, 0.3), "ones": (1, 1), "zeros": (0, 0)}
-"""Pham et al., arXiv:1911.06475, section 3.2: labels smoothed towards one or zero."""
+"""Pham et al., arXiv:1911.06475: labels smoothed towards one or zero."""
 
 
 def read(options: CheXpertOptions, window: Any) -> Labels:

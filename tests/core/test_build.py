@@ -213,3 +213,12 @@ def test_one_image_is_too_few_for_a_batch_norm_of_embeddings(sync_norm: bool) ->
     alone = recipe(train=train)
     with pytest.raises(RecipeError, match="a batch norm of embeddings needs at least 2 images"):
         Game(build_trio(alone), build_source(alone), alone)
+
+
+@pytest.mark.parametrize(("batch", "said"), [(2, True), (3, True), (4, False)])
+def test_a_run_says_that_batch_norms_see_few_images(batch: int, said: bool) -> None:
+    few = recipe(train={"batch_size": batch, "precision": "fp32"})
+    manner = Game(build_trio(few), build_source(few), few).manner()
+    assert (f"batch norms see {batch} images at once" in manner) == said
+    alone = few.model_copy(update={"discriminator": None})
+    assert "batch norms" not in Game(build_trio(alone), build_source(alone), alone).manner()

