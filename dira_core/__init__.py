@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from dira_core.export import Preprocessing as Preprocessing
     from dira_core.export import Pretrained as Pretrained
     from dira_core.export import load as load
+    from dira_core.exports.libraries import Twin as Twin
     from dira_core.files import write_atomic as write_atomic
     from dira_core.filters import blurring as blurring
     from dira_core.filters import filtered as filtered
@@ -122,6 +123,7 @@ _PUBLIC = {
     "encodings": ["Encoding", "Encodings", "pool"],
     "errors": ["DataError", "DiraError", "PluginError", "RecipeError"],
     "export": ["Preprocessing", "Pretrained", "load"],
+    "exports.libraries": ["Twin"],
     "files": ["write_atomic"],
     "filters": ["blurring", "filtered"],
     "hookspecs": ["hookimpl"],

@@ -26,6 +26,8 @@ from dira_core.target_options import CsvOptions, MasksOptions
 
 if TYPE_CHECKING:
     from dira_core.data import Window
+    from dira_core.export import Pretrained
+    from dira_core.exports.libraries import Twin
     from dira_core.roles import Backbone, Source
     from dira_core.targets import Labels, Masks
 
@@ -177,6 +179,24 @@ def build_masks(options: MasksOptions, window: Window) -> Masks:
     return file_masks(options, window)
 
 
+def build_torchvision(options: Options, weights: Pretrained) -> Twin:
+    from dira_core.exports.libraries import torchvision
+
+    return torchvision(weights)
+
+
+def build_timm(options: Options, weights: Pretrained) -> Twin:
+    from dira_core.exports.libraries import timm
+
+    return timm(weights)
+
+
+def build_smp(options: Options, weights: Pretrained) -> Twin:
+    from dira_core.exports.libraries import smp
+
+    return smp(weights)
+
+
 @hookimpl
 def dira_targets() -> Iterable[Component]:
     """Labels in a CSV file, and masks in files.
@@ -221,4 +241,30 @@ def dira_targets() -> Iterable[Component]:
                 "flip_p": 0.0,
             }
         },
+    )
+
+
+@hookimpl
+def dira_exports() -> Iterable[Component]:
+    """Offer networks of other libraries that take a ResNet, or a U-Net on one."""
+    yield Component(
+        "torchvision",
+        Options,
+        build_torchvision,
+        summary="the encoder as torchvision's ResNet without `fc`",
+        dims=(2,),
+    )
+    yield Component(
+        "timm",
+        Options,
+        build_timm,
+        summary="the encoder as timm's ResNet without `fc`",
+        dims=(2,),
+    )
+    yield Component(
+        "smp",
+        Options,
+        build_smp,
+        summary="encoder, decoder and head as segmentation_models_pytorch's `Unet`",
+        dims=(2,),
     )

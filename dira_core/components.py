@@ -23,6 +23,7 @@ Kind = Literal[
     "source",
     "target",
     "tracker",
+    "export",
 ]
 
 

@@ -69,6 +69,15 @@ def dira_trackers() -> Iterable[Component]:  # type: ignore[empty-body]
 
 
 @hookspec
+def dira_exports() -> Iterable[Component]:  # type: ignore[empty-body]
+    """Return libraries that weights go to; `build(options, weights) -> dira_core.Twin`.
+
+    `weights` are a `dira_core.Pretrained`. There are no options. What the library has no network
+    for is a `RecipeError`.
+    """
+
+
+@hookspec
 def dira_presets() -> Iterable[Preset]:  # type: ignore[empty-body]
     """Return presets: named pieces of a recipe."""
 

@@ -38,6 +38,7 @@ OFFERS: Mapping[str, tuple[str, type]] = {
     "dira_sources": ("source", Component),
     "dira_targets": ("target", Component),
     "dira_trackers": ("tracker", Component),
+    "dira_exports": ("export", Component),
     "dira_presets": ("preset", Preset),
     "dira_commands": ("command", Command),
 }

@@ -107,7 +107,7 @@ def recipe() -> str:
     lines += _keys("", Recipe)
     lines += ["## Options of the components", "`name` chooses the component."]
     for kind, _ in OFFERS.values():
-        if kind not in ("preset", "command"):
+        if kind not in ("export", "preset", "command"):  # those are in no recipe
             lines += _components(kind)
     return _page(lines)
 

@@ -135,7 +135,10 @@ def _described(kind: str, name: str) -> Iterator[str]:
             yield from _option(key, field, defaults)
         if item.defaults:
             yield f"\nbrings along\n{_indented(toml.write(to_jsonable_python(item.defaults)))}"
-        yield f"\nin a recipe\n{_indented(_snippet(kind, item))}"
+        if kind == "export":
+            yield f"\nuse\n  dira export RUN --to {name}"
+        else:
+            yield f"\nin a recipe\n{_indented(_snippet(kind, item))}"
 
 
 def _option(key: str, field: FieldInfo, defaults: Mapping[str, Any]) -> Iterator[str]:

@@ -9,11 +9,24 @@ from typing import Annotated
 import typer
 
 
+def _complete(typed: str) -> list[str]:
+    from dira_core.exports import destinations
+
+    return [name for name in destinations() if name.startswith(typed)]
+
+
 def export(
     run: Annotated[
         Path, typer.Argument(help="Run folder, its weights, or what `dira import` wrote.")
     ],
-    to: Annotated[str, typer.Option("--to", help="torchvision, timm, smp or onnx.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            help="torchvision, timm, smp, onnx, or another export of `dira plugins`.",
+            autocompletion=_complete,
+        ),
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; by default in RUN/exports.")
     ] = None,

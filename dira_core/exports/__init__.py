@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+from dira_core.components import Choice, Options
 from dira_core.errors import RecipeError
 from dira_core.export import Pretrained, build
 from dira_core.exports import libraries, onnx
 from dira_core.exports.card import card
+from dira_core.exports.networks import Written
 from dira_core.files import write_atomic, writing
+from dira_core.plugins import installed, make
 from dira_core.roles import Backbone
 from dira_core.transplant import load_into, stem_of
 from dira_core.weightfiles import weights_folder
 
-SUFFIXES: Mapping[str, str] = {
-    "torchvision": ".safetensors",
-    "timm": ".safetensors",
-    "smp": ".safetensors",
-    "onnx": ".onnx",
-}
-"""Where weights can go, and in what kind of file."""
-
-ENCODERS_ALONE = ("torchvision", "timm")
+ONNX = "onnx"
+"""Where weights can go that is no library's network."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def export(pretrained: Pretrained, to: str, out: Path, channels: int | None = No
 
     Args:
         pretrained: From `dira_core.load`.
-        to: A key of `SUFFIXES`.
+        to: One of `destinations()`.
         out: File to write, with the suffix of its kind.
         channels: Of the exported network's input; None keeps it. See `transplant.rechannelled`.
 
@@ -59,21 +56,41 @@ def export(pretrained: Pretrained, to: str, out: Path, channels: int | None = No
         CheckpointError: The outputs differ.
         RunFolderError: The file cannot be written there.
     """
-    if to not in SUFFIXES:
-        raise RecipeError(f"--to is one of {', '.join(SUFFIXES)}, got {to!r}")
-    if out.suffix != SUFFIXES[to]:
-        raise RecipeError(f"--to {to} writes a {SUFFIXES[to]} file, got --out {out}")
-    if to in ENCODERS_ALONE:
-        header = pretrained.header.model_copy(update={"restorer": None})
-        pretrained = replace(pretrained, restorer=None, header=header)
+    if to not in destinations():
+        raise RecipeError(f"--to is one of {', '.join(destinations())}, got {to!r}")
+    if out.suffix != suffix(to):
+        raise RecipeError(f"--to {to} writes a {suffix(to)} file, got --out {out}")
     there = with_channels(pretrained, channels or pretrained.backbone.in_channels)
-    write = onnx.write if to == "onnx" else libraries.write
+    write: Callable[[], Written]
+    if to == ONNX:
+        write = partial(onnx.write, pretrained, there, to, out)
+    else:
+        twin: libraries.Twin = make("export", Choice(to, Options()), there)
+        if not twin.restores:
+            pretrained, there = encoder_alone(pretrained), encoder_alone(there)
+        write = partial(libraries.write, pretrained, there, twin, to, out)
     path = out.with_suffix(".md")
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        written = write(pretrained, there, to, out)
+        written = write()
         write_atomic(path, card(there.header, to, out.name, written).encode())
     return Exported([*written.files, path], written.difference, written.note)
+
+
+def destinations() -> list[str]:
+    """Return where weights can go: the libraries that plugins offer, and ONNX."""
+    return [*installed().names("export"), ONNX]
+
+
+def suffix(to: str) -> str:
+    """Return the suffix of the files that a destination has."""
+    return ".onnx" if to == ONNX else ".safetensors"
+
+
+def encoder_alone(pretrained: Pretrained) -> Pretrained:
+    """Return weights without their decoder."""
+    header = pretrained.header.model_copy(update={"restorer": None})
+    return replace(pretrained, restorer=None, header=header)
 
 
 def with_channels(pretrained: Pretrained, channels: int) -> Pretrained:
@@ -110,4 +127,4 @@ def usual_place(path: Path, to: str, channels: int | None = None) -> Path:
     folder = weights_folder(path)
     home = folder.parent if folder.name == "weights" else folder
     name = to if channels is None else f"{to}-{channels}ch"
-    return home / "exports" / f"{name}{SUFFIXES.get(to, '')}"
+    return home / "exports" / f"{name}{suffix(to)}"

@@ -1,4 +1,4 @@
-"""Networks of torchvision, timm and segmentation_models_pytorch with a dira encoder or U-Net."""
+"""Weights in the networks of other libraries; those of torchvision, timm and smp."""
 
 from __future__ import annotations
 
@@ -30,8 +30,12 @@ from dira_core.weightfiles import joined, resnet_name
 LIMIT = 1e-6
 """Largest difference, in float64: the same function leaves room for nothing else."""
 
-SIZE = (64, 96)
-"""Of the images compared, in px: not square."""
+LAST_SIDE = 3
+"""Of the images compared, in strides of the deepest map; other sides are 2: they are not square."""
+
+
+def _as_it_is(output: Tensor) -> Tensor:
+    return output
 
 
 @dataclass(frozen=True)
@@ -43,22 +47,25 @@ class Twin:
         state: Our weights under the library's names.
         code: Python that builds `model`.
         note: What the weights do not hold.
+        restores: Whether it returns restored images, (B, C, *S); else the pooled features (B, D).
+        then: What makes its output that of dira.
     """
 
     network: nn.Module
-    state: dict[str, Tensor]
+    state: Mapping[str, Tensor]
     code: str
     note: str
+    restores: bool = True
+    then: Callable[[Tensor], Tensor] = _as_it_is
 
 
-def write(original: Pretrained, there: Pretrained, to: str, out: Path) -> Written:
+def write(original: Pretrained, there: Pretrained, twin: Twin, to: str, out: Path) -> Written:
     """Load the library's network strictly, compare it with the original, write its state dict.
 
     Raises:
-        RecipeError: The library has no such network.
+        RecipeError: The weights are not those of that network.
         CheckpointError: It computes something else.
     """
-    twin = TWINS[to](there)
     report = match(twin.state, twin.network)
     if not report.exact:
         raise RecipeError(
@@ -66,8 +73,8 @@ def write(original: Pretrained, there: Pretrained, to: str, out: Path) -> Writte
             f"({report.differences()}): use --to onnx"
         )
     twin.network.load_state_dict(dict(twin.state))
-    found = within(_difference(original, there, twin.network), LIMIT, to)
-    write_tensors(out, twin.state, there.header.metadata())
+    found = within(_difference(original, there, twin), LIMIT, to)
+    write_tensors(out, dict(twin.state), there.header.metadata())
     code = f"{twin.code}\nmodel.load_state_dict(load_file({json.dumps(out.name)}))\nmodel.eval()"
     return Written([out], found, f"from safetensors.torch import load_file\n{code}", twin.note)
 
@@ -85,7 +92,7 @@ def torchvision(there: Pretrained) -> Twin:
         code.append(f"model.conv1 = nn.Conv2d({channels}, 64, 7, stride=2, padding=3, bias=False)")
     code.append("model.fc = nn.Identity()")
     note = "the classifier fc is not part of the weights: fc = nn.Identity() gives the features"
-    return Twin(network, there.backbone.state_dict(), "\n".join(code), note)
+    return Twin(network, there.backbone.state_dict(), "\n".join(code), note, restores=False)
 
 
 def timm(there: Pretrained) -> Twin:
@@ -95,7 +102,7 @@ def timm(there: Pretrained) -> Twin:
     network = library.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
     code = f'import timm\n\nmodel = timm.create_model("{name}", num_classes=0, in_chans={channels})'
     note = "the classifier fc is not part of the weights: num_classes=0 gives the features"
-    return Twin(network, there.backbone.state_dict(), code, note)
+    return Twin(network, there.backbone.state_dict(), code, note, restores=False)
 
 
 def smp(there: Pretrained) -> Twin:
@@ -135,13 +142,6 @@ def smp(there: Pretrained) -> Twin:
     return Twin(network, joined(there.backbone.state_dict(), decoder), code, note)
 
 
-TWINS: Mapping[str, Callable[[Pretrained], Twin]] = {
-    "torchvision": torchvision,
-    "timm": timm,
-    "smp": smp,
-}
-
-
 def _resnet(there: Pretrained, library: str) -> str:
     name = resnet_name(there.backbone.state_dict())
     if name is None:
@@ -153,12 +153,14 @@ def _resnet(there: Pretrained, library: str) -> str:
     return name
 
 
-def _difference(original: Pretrained, there: Pretrained, network: nn.Module) -> float:
+def _difference(original: Pretrained, there: Pretrained, twin: Twin) -> float:
     ours: nn.Module = Encoder(original.backbone)
     if original.restorer is not None:
         ours = Restoring(original.backbone, original.restorer)
-    ours, theirs = (copy.deepcopy(module).double().eval() for module in (ours, network))
+    ours, theirs = (copy.deepcopy(module).double().eval() for module in (ours, twin.network))
     channels = original.backbone.in_channels, there.backbone.in_channels
-    images = random_images((2, min(channels), *SIZE), torch.float64)
+    stride = max(original.backbone.strides)
+    sides = [2 * stride] * (original.backbone.dims - 1)
+    images = random_images((2, min(channels), *sides, LAST_SIDE * stride), torch.float64)
     fed = (same_images(images, channels[0]), same_images(images, channels[1]))
-    return difference(ours, lambda image: (theirs(image),), fed)
+    return difference(ours, lambda image: (twin.then(theirs(image)),), fed)

@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 from dira_core import Component, Options, hookimpl
 
 if TYPE_CHECKING:
-    from dira_core import Backbone, Restorer
+    from dira_core import Backbone, Pretrained, Restorer, Twin
 
 DIRA_API = 1
 
@@ -114,6 +114,13 @@ def build_swin_decoder(options: DecoderOptions, backbone: Backbone) -> Restorer:
     return SkipDecoder(options, backbone, swin_block)
 
 
+def build_export(options: Options, weights: Pretrained) -> Twin:
+    """Make the network of MONAI that weights are of."""
+    from dira_monai.export import twin
+
+    return twin(options, weights)
+
+
 @hookimpl
 def dira_backbones() -> Iterable[Component]:
     """Offer the encoders."""
@@ -168,5 +175,17 @@ def dira_restorers() -> Iterable[Component]:
         build_swin_decoder,
         summary="decoder of MONAI's Swin UNETR: transposed convolutions and residual blocks",
         paper=SWIN,
+        dims=(3,),
+    )
+
+
+@hookimpl
+def dira_exports() -> Iterable[Component]:
+    """Offer the whole networks."""
+    yield Component(
+        "monai",
+        Options,
+        build_export,
+        summary="encoder and decoder as MONAI's `UNet`, `DynUNet` or `SwinUNETR`",
         dims=(3,),
     )

@@ -21,8 +21,7 @@ from dira_core import (
     upsample,
 )
 from dira_monai import DecoderOptions, UNetDecoderOptions
-from dira_monai.encoders import NORMS
-from dira_monai.library import monai
+from dira_monai.library import NORMS, monai
 
 LOSSES = {"mse": mean_squared, "l1": mean_absolute}
 

@@ -12,9 +12,7 @@ from torch import Tensor, nn
 
 from dira_core import Backbone, RecipeError
 from dira_monai import DynUNetOptions, NormOptions, SwinOptions, UNetOptions
-from dira_monai.library import monai
-
-NORMS = {"instance": ("INSTANCE", {"affine": True}), "batch": ("BATCH", {})}
+from dira_monai.library import dynunet, swin, unet
 
 
 def doubling(maps: int, first: int = 1) -> tuple[int, ...]:
@@ -80,16 +78,7 @@ def unet_encoder(options: UNetOptions, channels: int, dims: int) -> Levels:
     Source: Kerfoot et al., "Left-Ventricle Quantification Using Residual U-Net", STACOM 2018.
     """
     halved = len(options.widths) - 1
-    network = monai("networks.nets").UNet(
-        dims,
-        channels,
-        channels,
-        options.widths,
-        [2] * halved,
-        num_res_units=options.units,
-        norm=options.norm,
-    )
-    levels, below = [], network.model
+    levels, below = [], unet(options, dims, channels, channels).network().model
     for _ in range(halved):
         levels.append(below[0])
         below = below[1].submodule
@@ -103,21 +92,9 @@ def dynunet_encoder(options: DynUNetOptions, channels: int, dims: int) -> Levels
     Source: Isensee et al., "Automated Design of Deep Learning Methods for Biomedical Image
     Segmentation", arXiv:1904.08128.
     """
-    maps = len(options.widths)
-    halving = [2] * (maps - 1)
-    network = monai("networks.nets").DynUNet(
-        dims,
-        channels,
-        channels,
-        kernel_size=[3] * maps,
-        strides=[1, *halving],
-        upsample_kernel_size=halving,
-        filters=options.widths,
-        norm_name=NORMS[options.norm],
-        res_block=options.residual,
-    )
+    network = dynunet(options, dims, channels, channels).network()
     levels = [network.input_block, *network.downsamples, network.bottleneck]
-    return Levels(levels, options, doubling(maps), channels, dims)
+    return Levels(levels, options, doubling(len(options.widths)), channels, dims)
 
 
 class SwinEncoder(Backbone):
@@ -140,15 +117,7 @@ class SwinEncoder(Backbone):
         width = options.features
         self.channels = (width, *(width << level for level in range(5)))
         self.strides = doubling(6)
-        network = monai("networks.nets").SwinUNETR(
-            channels,
-            channels,
-            feature_size=width,
-            window_size=options.window,
-            norm_name=options.norm,
-            spatial_dims=dims,
-            use_v2=options.v2,
-        )
+        network = swin(options, dims, channels, channels).network()
         self.transformer = network.swinViT
         self.blocks = nn.ModuleList(
             [network.encoder1, network.encoder2, network.encoder3, network.encoder4]

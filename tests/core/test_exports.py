@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from dira_core.encodings import pool
 from dira_core.errors import CheckpointError, RecipeError, RunFolderError
 from dira_core.export import Preprocessing, Pretrained, load
-from dira_core.exports import SUFFIXES, export, libraries, usual_place, with_channels
+from dira_core.exports import export, libraries, suffix, usual_place, with_channels
 from dira_core.imports import import_weights
 from dira_core.testing import TinyBackbone
 from dira_core.weightfiles import Header
@@ -232,19 +232,21 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     monkeypatch.setitem(sys.modules, MODULES[to], None)
     library("onnx") if to != "onnx" else None
     with pytest.raises(RecipeError, match=re.escape(f"pip install 'dira-ssl[{to}]'")):
-        export(grey, to, tmp_path / f"a{SUFFIXES[to]}")
+        export(grey, to, tmp_path / f"a{suffix(to)}")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_network_that_computes_something_else_is_not_written(
     tmp_path: Path, grey: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torchvision = libraries.torchvision
+
     def other(there: Pretrained) -> libraries.Twin:
-        twin = libraries.torchvision(there)
+        twin = torchvision(there)
         twin.network.layer3[1].relu = nn.LeakyReLU(0.01)
         return twin
 
-    monkeypatch.setitem(libraries.TWINS, "torchvision", other)
+    monkeypatch.setattr(libraries, "torchvision", other)
     with pytest.raises(CheckpointError, match="computes something else .* nothing is written"):
         export(grey, "torchvision", tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -253,12 +255,14 @@ def test_a_network_that_computes_something_else_is_not_written(
 def test_a_network_with_other_tensors_is_not_written(
     tmp_path: Path, grey: Pretrained, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    torchvision = libraries.torchvision
+
     def other(there: Pretrained) -> libraries.Twin:
-        twin = libraries.torchvision(there)
+        twin = torchvision(there)
         twin.network.fc = nn.Linear(512, 2)
         return twin
 
-    monkeypatch.setitem(libraries.TWINS, "torchvision", other)
+    monkeypatch.setattr(libraries, "torchvision", other)
     with pytest.raises(RecipeError, match=r"2 missing \(fc.weight, fc.bias\)"):
         export(grey, "torchvision", tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
@@ -267,7 +271,11 @@ def test_a_network_with_other_tensors_is_not_written(
 @pytest.mark.parametrize(
     ("to", "name", "said"),
     [
-        ("keras", "a.safetensors", "--to is one of torchvision, timm, smp, onnx, got 'keras'"),
+        (
+            "keras",
+            "a.safetensors",
+            "--to is one of monai, smp, timm, torchvision, onnx, got 'keras'",
+        ),
         ("timm", "a.pth", "writes a .safetensors file, got --out"),
         ("onnx", "a.safetensors", "writes a .onnx file, got --out"),
     ],

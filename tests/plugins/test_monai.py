@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from monai.networks import nets
-from torch import Tensor, nn
+from torch import Tensor
 
-from dira_core import Backbone, PluginError, RecipeError, Restorer, gather, resolve
+from dira_core import (
+    Backbone,
+    Options,
+    PluginError,
+    Preprocessing,
+    Pretrained,
+    RecipeError,
+    Restorer,
+    Twin,
+    gather,
+    resolve,
+)
 from dira_core.build import build_source, build_trio
+from dira_core.components import Choice
+from dira_core.exports import encoder_alone, export
 from dira_core.game import Game
 from dira_core.layering import Layer
 from dira_core.plugins import make
 from dira_core.testing import choice, tiny_batch
+from dira_core.weightfiles import Header
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "monai-unet": {"widths": (4, 8, 12)},
@@ -42,80 +57,72 @@ def volumes(*sides: int) -> Tensor:
     return torch.rand(2, 1, *sides, generator=torch.Generator().manual_seed(1))
 
 
-def copy(pairs: list[tuple[nn.Module, nn.Module]]) -> None:
-    """Give the modules of MONAI's network the weights of ours."""
-    for theirs, ours in pairs:
-        theirs.load_state_dict(ours.state_dict())
+def pretrained(name: str, chosen: dict[str, Any], restores: dict[str, Any]) -> Pretrained:
+    backbone = encoder(name, **chosen)
+    restorer = decoder(name, backbone, **restores)
+    header = Header(channels=1, size=32, dims=3, backbone={"name": name}, restorer={"name": name})
+    return Pretrained(backbone.eval(), restorer.eval(), Preprocessing(1, 32), header)
 
 
-def unet(encoder: Any, decoder: Any, units: int = 2) -> nn.Module:
-    network = nets.UNet(3, 1, 1, encoder.channels, [2, 2], num_res_units=units)
-    outer, inner = network.model, network.model[1].submodule
-    downs = [outer[0], inner[0], inner[1].submodule]
-    bottom, *ups = decoder.ups
-    assert isinstance(bottom, nn.Identity)
-    copy([*zip(downs, encoder.levels, strict=True), *zip([inner[2], outer[2]], ups, strict=True)])
-    return network
-
-
-def plain_unet(encoder: Any, decoder: Any) -> nn.Module:
-    return unet(encoder, decoder, units=0)
-
-
-def dynunet(encoder: Any, decoder: Any, residual: bool = False) -> nn.Module:
-    network = nets.DynUNet(
-        3, 1, 1, [3] * 3, [1, 2, 2], [2, 2], filters=encoder.channels, res_block=residual
-    )
-    downs = [network.input_block, *network.downsamples, network.bottleneck]
-    copy([*zip(downs, encoder.levels, strict=True)])
-    copy([(t, o.block) for t, o in zip(network.upsamples, decoder.ups, strict=True)])
-    copy([(network.output_block.conv.conv, decoder.head)])
-    return network
-
-
-def residual_dynunet(encoder: Any, decoder: Any) -> nn.Module:
-    return dynunet(encoder, decoder, residual=True)
-
-
-def swin(encoder: Any, decoder: Any) -> nn.Module:
-    network = nets.SwinUNETR(1, 1, feature_size=12, window_size=2)
-    blocks = [network.encoder1, network.encoder2, network.encoder3, network.encoder4]
-    copy([(network.swinViT, encoder.transformer), (network.encoder10, encoder.deepest)])
-    copy([*zip(blocks, encoder.blocks, strict=True)])
-    ups = [getattr(network, f"decoder{level}") for level in (5, 4, 3, 2, 1)]
-    copy([(t, o.block) for t, o in zip(ups, decoder.ups, strict=True)])
-    copy([(network.out.conv.conv, decoder.head)])
-    return network
+def twin(weights: Pretrained) -> Twin:
+    made: Twin = make("export", Choice("monai", Options()), weights)
+    return made
 
 
 @pytest.mark.parametrize(
-    ("name", "chosen", "restores", "theirs", "sides"),
+    ("name", "chosen", "restores", "sides"),
     [
-        ("monai-unet", {}, {}, unet, (16, 24, 32)),
-        ("monai-unet", {"units": 0}, {"units": 0}, plain_unet, (16, 16, 16)),
-        ("monai-dynunet", {}, {}, dynunet, (16, 24, 32)),
-        ("monai-dynunet", {"residual": True}, {}, residual_dynunet, (16, 16, 16)),
-        ("monai-swin", {}, {}, swin, (32, 32, 64)),
+        ("monai-unet", {}, {}, (16, 24, 32)),
+        ("monai-unet", {"units": 0}, {"units": 0}, (16, 16, 16)),
+        ("monai-unet", {"norm": "batch"}, {"norm": "batch"}, (16, 16, 16)),
+        ("monai-dynunet", {}, {}, (16, 24, 32)),
+        ("monai-dynunet", {"residual": True}, {}, (16, 16, 16)),
+        ("monai-swin", {}, {}, (32, 32, 64)),
     ],
 )
 def test_encoder_and_decoder_are_the_network_of_monai(
-    name: str,
-    chosen: dict[str, Any],
-    restores: dict[str, Any],
-    theirs: Callable[[Any, Any], nn.Module],
-    sides: tuple[int, int, int],
+    name: str, chosen: dict[str, Any], restores: dict[str, Any], sides: tuple[int, int, int]
 ) -> None:
-    ours = encoder(name, **chosen)
-    restorer = decoder(name, ours, **restores)
-    network, images = theirs(ours, restorer), volumes(*sides)
+    ours = pretrained(name, chosen, restores)
+    assert ours.restorer is not None
+    network, images = twin(ours).network.eval(), volumes(*sides)
     expected = torch.sigmoid(network(images))
-    restored = restorer(ours(images))
+    restored = ours.restorer(ours.backbone(images))
     torch.testing.assert_close(restored, expected)
     wanted = torch.autograd.grad(expected.square().sum(), [*network.parameters()])
-    got = torch.autograd.grad(restored.square().sum(), [*ours.parameters(), *restorer.parameters()])
+    parameters = [*ours.backbone.parameters(), *ours.restorer.parameters()]
+    got = torch.autograd.grad(restored.square().sum(), parameters)
     assert sum(g.double().abs().sum().item() for g in got) == pytest.approx(
         sum(g.double().abs().sum().item() for g in wanted), rel=1e-4
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_the_code_of_the_card_gives_the_network_of_monai(tmp_path: Path, name: str) -> None:
+    ours = pretrained(name, {}, {})
+    done = export(ours, "monai", tmp_path / "a.safetensors")
+    assert done.difference <= 1e-6
+    code = re.search(r"```python\n(.*?)\n```\n", (tmp_path / "a.md").read_text(), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1].replace('load_file("', f'load_file("{tmp_path}/'), names)
+    assert type(names["model"]).__module__.startswith("monai.")
+    images = volumes(32, 32, 64)
+    assert ours.restorer is not None
+    restored = ours.restorer(ours.backbone(images))
+    torch.testing.assert_close(torch.sigmoid(names["model"](images)), restored)
+
+
+def test_weights_that_are_no_network_of_monai_are_refused(tmp_path: Path) -> None:
+    ours = pretrained("monai-unet", {}, {})
+    with pytest.raises(RecipeError, match="these weights are of monai-unet: use --to onnx"):
+        twin(encoder_alone(ours))
+    mixed = ours.header.model_copy(update={"restorer": {"name": "monai-swin"}})
+    with pytest.raises(RecipeError, match="are of monai-unet and monai-swin"):
+        twin(replace(ours, header=mixed))
+    with pytest.raises(RecipeError, match="other norms or units than its encoder"):
+        twin(pretrained("monai-unet", {}, {"norm": "batch"}))
 
 
 @pytest.mark.parametrize("name", NAMES)
