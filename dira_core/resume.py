@@ -52,7 +52,7 @@ def restore(trainer: Trainer, tensors: Tensors, state: Mapping[str, Any]) -> Non
             player.module.load_state_dict(held)
             held = _under(tensors["optimizer"], prefix)
             optimizer = unflatten_optimizer(held, state["optimizers"][player.name])
-            _divide(optimizer, player.optimizer)
+            _fit(optimizer, player.optimizer)
             player.optimizer.load_state_dict(optimizer)
         except (KeyError, RuntimeError, ValueError) as error:
             raise CheckpointError(
@@ -104,8 +104,14 @@ def by_role(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return roles
 
 
-def _divide(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Leave of each parameter's state what lies on this process, as its parameter does."""
+def _fit(state_dict: dict[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Leave of each parameter's state what lies on this process, as its parameter does.
+
+    Whether a step is one fused kernel depends on how parameters lie as well: it is as it was built.
+    """
+    for group, own in zip(state_dict["param_groups"], optimizer.param_groups, strict=True):
+        if "fused" in own:
+            group["fused"] = own["fused"]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, state in state_dict["state"].items():
         for name, value in state.items():

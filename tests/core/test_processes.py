@@ -15,6 +15,7 @@ from dira_core.game import Game, shared_out
 from dira_core.layering import Layer
 from dira_core.parallel import entire
 from dira_core.resolving import resolve
+from dira_core.resume import capture, restore
 from dira_core.settings import Train
 from dira_core.testing import TinyBackbone, TinySource
 from dira_core.trainer import Trainer
@@ -137,6 +138,31 @@ def test_where_fp16_overflows_on_one_process_all_skip_the_step_alike(
     critic = [n for n in weights if n.startswith("critic.")]
     assert all(torch.equal(found[n], found[f"before {n}"]) for n in model)
     assert not all(torch.equal(found[n], found[f"before {n}"]) for n in critic)
+
+
+def moved(before: str, after: str) -> Found:
+    """Take a step, hand everything on to another strategy (or the same one), and take another."""
+    first, then = (game(WORLD, strategy=strategy) for strategy in (before, after))
+    with closing(first.loader), closing(then.loader):
+        first.trainer.train_step(next(first.trainer.steps()))
+        first.trainer.step += 1
+        tensors, kept = capture(first.trainer)
+        whole = {
+            file: {name: entire(value).clone() for name, value in group.items()}
+            for file, group in tensors.items()
+        }
+        restore(then.trainer, whole, kept)
+        then.trainer.train_step(next(then.trainer.steps()))
+    return state(then.trainer)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "after"), [("ddp", "fsdp"), ("fsdp", "ddp")])
+def test_a_run_goes_on_under_another_strategy_as_under_its_own(before: str, after: str) -> None:
+    changed = run_in_processes(lambda rank: moved(before, after), WORLD)[0]
+    same = run_in_processes(lambda rank: moved(before, before), WORLD)[0]
+    for name, value in same.items():
+        torch.testing.assert_close(changed[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
 @pytest.mark.slow
