@@ -216,6 +216,10 @@ class Checkpoints:
         else:
             logger.warning("%s; put aside as %s", reason, aside.name)
 
+    def by_step(self) -> dict[int, Path]:
+        """Return the checkpoints there are, whole or not, by step and in its order."""
+        return {_step(path): path for path in self._listed("step-")}
+
     def _listed(self, prefix: str) -> list[Path]:
         """Return what is named so, by step; a folder that cannot be listed is an error."""
         try:

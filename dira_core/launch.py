@@ -172,8 +172,9 @@ def conclude(notes: Sequence[Note], asked: int, died: str) -> None:
             sys.exit(first.code)
         raise error_of(first.code, first.message)
     if died:
+        memory = " (mostly a lack of memory)" if signal.SIGKILL.name in died else ""
         raise PeerError(
-            f"{died} (SIGKILL is mostly a lack of memory) and was not started again (--restarts): "
+            f"{died}{memory} and was not started again (--restarts): "
             "see what it said, then continue with --resume"
         )
     if asked:

@@ -216,7 +216,7 @@ class Session:
         self.pace.restart(trainer)
         here = trainer.progress
         self.display.said(
-            f"resumed from {path.name}: epoch {here.epoch + 1} of {here.epochs}, "
+            f"resumed from {path.name}: epoch {min(here.epoch + 1, here.epochs)} of {here.epochs}, "
             f"step {here.step} of {here.total_steps}"
         )
 

@@ -68,8 +68,15 @@ class Plan:
         Raises:
             CheckpointError: It is damaged.
         """
-        path = saved_steps(self.folder)[step]
-        return Saved(*Checkpoints(path.parent, 2).load(path))
+        checkpoints = checkpoints_of(self.folder)
+        by_step = checkpoints.by_step()
+        try:
+            return Saved(*checkpoints.load(by_step[step]))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}: put it back from a backup, or choose another --checkpoint of "
+                f"{', '.join(map(str, by_step))}"
+            ) from error
 
 
 class Enough(Exception):  # noqa: N818 - no error
@@ -120,9 +127,12 @@ def planned(recipe: Recipe, folder: Path, checkpoint: int | None, steps: int | N
     Raises:
         CheckpointError: There is no such checkpoint, or nothing after it to compare with.
     """
-    saved = [*saved_steps(folder)]
+    saved = [*checkpoints_of(folder).by_step()]
     if not saved:
-        raise CheckpointError(f"{folder} has no checkpoint to replay from")
+        raise CheckpointError(
+            f"{folder} has no checkpoint to replay from: put one back, or let a run save more of "
+            "them (checkpoint.every_steps, checkpoint.keep)"
+        )
     first = saved[max(0, len(saved) - 2)] if checkpoint is None else checkpoint
     if first not in saved:
         raise CheckpointError(
@@ -134,16 +144,15 @@ def planned(recipe: Recipe, folder: Path, checkpoint: int | None, steps: int | N
     if not following:
         raise CheckpointError(
             f"{folder} has nothing after step {first} to compare a replay with: choose an earlier "
-            "--checkpoint"
+            "--checkpoint, or let a run keep more of them (checkpoint.every_steps, checkpoint.keep)"
         )
     last = following[0] if steps is None else min(first + steps, max(following))
     return Plan(recipe, folder, first, last, [s for s in saved if first < s <= last], lines)
 
 
-def saved_steps(folder: Path) -> dict[int, Path]:
-    """Return the checkpoints of a run by step, in order."""
-    found = (folder / "checkpoints").glob("step-*")
-    return dict(sorted((int(path.name.removeprefix("step-")), path) for path in found))
+def checkpoints_of(folder: Path) -> Checkpoints:
+    """Return the checkpoints of a run; none is removed for what it keeps."""
+    return Checkpoints(folder / "checkpoints", 2)
 
 
 def replay(plan: Plan) -> Replay:

@@ -36,13 +36,12 @@ def verify(
     """
     from dira_core.distributed import launched, rank
     from dira_core.peers import joined
-
-    if nproc > 1 and not launched():
-        launch(sys.argv[1:], Launch(nproc, restarts=0))
-        return
     from dira_core.verify import replayed, said, stored_recipe
 
     recipe = stored_recipe(run)
+    if nproc > 1 and not launched():
+        launch(sys.argv[1:], Launch(nproc, restarts=0))
+        return
     with attended() if launched() else nullcontext(), joined(recipe.train.timeout_s):
         done = replayed(recipe, run, checkpoint, steps)
         for line in said(done) if rank() == 0 else []:

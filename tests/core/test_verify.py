@@ -103,7 +103,9 @@ def test_a_bit_flipped_on_disk_is_found_by_the_hash_and_nothing_is_put_aside(run
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    assert "model.safetensors" in refusal(CheckpointError, run)
+    found = refusal(CheckpointError, run)
+    assert "model.safetensors is damaged" in found
+    assert "choose another --checkpoint of 6, 8" in found
     assert path.read_bytes() == data
 
 
@@ -160,6 +162,16 @@ def test_what_cannot_be_replayed_is_refused_with_a_way_out(run: Path, tmp_path: 
     assert "nothing after step 8" in refusal(CheckpointError, run, "--checkpoint", "8")
     (run / "checkpoints").rename(run / "elsewhere")
     assert "no checkpoint to replay from" in refusal(CheckpointError, run)
+
+
+def test_a_folder_that_is_no_checkpoint_is_passed_over(run: Path) -> None:
+    (run / "checkpoints/step-00000006.bak").mkdir()
+    assert "bit-identical" in dira("verify", str(run))
+
+
+def test_what_is_no_run_is_said_before_processes_are_launched(tmp_path: Path) -> None:
+    alone = refusal(DiraError, tmp_path / "none")
+    assert refusal(DiraError, tmp_path / "none", "--nproc", "2") == alone
 
 
 def test_a_run_with_stages_points_to_one_of_them(run: Path) -> None:
