@@ -12,25 +12,34 @@ from dira_core.optim import build_optimizer
 from dira_core.precision import Precision
 from dira_core.recipe import Recipe
 from dira_core.trio import Trio
-from dira_core.types import Batch
+from dira_core.types import Batch, Progress
 
 
 class BareLoop:
     """The same mathematics written straight down, without an engine.
 
     Args:
-        trio: Freshly built.
+        trio: Freshly built and prepared.
         batch: Trained on in every step.
         recipe: Weights and optimizers.
         precision: Of the networks, unless plain.
+        progress: How far the run is, in every step.
         plain: fp32, contiguous, the critic's gradients computed in the generator's step and
             dropped, the restored images scored twice: what the public code does.
     """
 
     def __init__(
-        self, trio: Trio, batch: Batch, recipe: Recipe, precision: Precision, *, plain: bool
+        self,
+        trio: Trio,
+        batch: Batch,
+        recipe: Recipe,
+        precision: Precision,
+        progress: Progress,
+        *,
+        plain: bool,
     ) -> None:
         self._trio, self._weights, self._plain = trio, recipe.weights, plain
+        self._progress = progress
         self._precision = Precision("fp32", precision.device) if plain else precision
         self._batch = contiguous(batch) if plain else batch
         roles: list[nn.Module] = [m for m in (trio.discriminator, trio.restorer) if m is not None]
@@ -64,11 +73,13 @@ class BareLoop:
         if trio.adversary is None or restored is None:
             torch.autograd.backward(loss)
             self._optimizer.step()
+            self._follow()
             return
-        adversary = trio.adversary
+        adversary, view = trio.adversary, batch.views[0]
+        seen = view.image if adversary.conditional else None
         judged = restored if self._plain else restored.detach().requires_grad_()
         with self._precision.autocast():
-            fake = adversary(judged)
+            fake = adversary(judged, seen)
             generator = weights.adv * adversary.generator_loss(fake)
         if self._plain:
             torch.autograd.backward(loss + generator)
@@ -78,11 +89,19 @@ class BareLoop:
         self._critic_optimizer.zero_grad(set_to_none=True)
         with self._precision.autocast():
             if self._plain:
-                fake = adversary(restored.detach())
-            critic = adversary.critic_loss(adversary(batch.views[0].crop), fake)
+                fake = adversary(restored.detach(), seen)
+            critic = adversary.critic_loss(adversary(view.crop, seen), fake)
+            penalty = adversary.penalty(view.crop, restored.detach(), seen)
+            critic = critic if penalty is None else critic + penalty
         torch.autograd.backward(critic, inputs=list(adversary.parameters()))
         self._optimizer.step()
         self._critic_optimizer.step()
+        self._follow()
+
+    def _follow(self) -> None:
+        """Let what follows the weights, a teacher, follow them."""
+        if self._trio.discriminator is not None:
+            self._trio.discriminator.after_step(self._progress)
 
 
 def contiguous(batch: Batch) -> Batch:

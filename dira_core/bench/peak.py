@@ -43,7 +43,8 @@ def bare_step(recipe: Recipe) -> Callable[[], object]:
     """Return a step of a hand-written loop, which makes its views as dira does."""
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     crops = game.first_crops()
-    bare = BareLoop(game.trio, game.views(crops, 0, 0), recipe, game.precision, plain=False)
+    how = (game.views(crops, 0, 0), recipe, game.precision, game.trainer.progress)
+    bare = BareLoop(game.trio, *how, plain=False)
 
     def step() -> None:
         game.views(crops, 0, 0)

@@ -16,11 +16,14 @@ from dira_core.bench.memory import step_mib
 from dira_core.bench.null import null_step
 from dira_core.bench.timing import Cores, alternate, ratio
 from dira_core.bench.whole import WholeRun
-from dira_core.build import build_source, build_trio
+from dira_core.build import build_source, build_trio, seeded
 from dira_core.data.dataset import Crops
+from dira_core.errors import RecipeError
 from dira_core.game import Game
 from dira_core.recipe import Recipe, to_toml
+from dira_core.roles import Discriminator
 from dira_core.trainer import Trainer
+from dira_core.trio import Trio
 
 
 def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
@@ -30,7 +33,11 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
 
     Returns:
         Medians in ms, ratios, memory at the peak of a step, and how busy others kept the machine.
+
+    Raises:
+        RecipeError: The recipe accumulates, or its Discriminator clusters.
     """
+    check(recipe)
     null = statistics.median(null_step() for _ in range(5))  # before caches are full of images
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     crops = game.first_crops()
@@ -40,8 +47,10 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     engines = {"dira step": copy.copy(game.trainer), "dira step, recompute": again.trainer}
     for engine in engines.values():
         engine.views = lambda crops, epoch, salt: batch
-    bare = BareLoop(build_trio(recipe), batch, recipe, game.precision, plain=False)
-    plain = BareLoop(build_trio(recipe), batch, recipe, game.precision, plain=True)
+    how = (batch, recipe, game.precision, game.trainer.progress)
+    bare, plain = (
+        BareLoop(prepared(recipe, len(game.source)), *how, plain=plain) for plain in (False, True)
+    )
     cores = Cores()
     with tempfile.TemporaryDirectory() as folder, WholeRun(recipe, Path(folder)) as whole:
         timings = alternate(
@@ -70,6 +79,31 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
         "cores used": used,
         "rounds": rounds,
     }
+
+
+def check(recipe: Recipe) -> None:
+    """Raise a RecipeError where the hand-written loops would not do what dira does."""
+    if recipe.train.accumulate > 1:
+        raise RecipeError(
+            "bench step takes steps of one batch, got train.accumulate = "
+            f"{recipe.train.accumulate}: leave it out, and give --batch-size"
+        )
+    role = build_trio(recipe).discriminator
+    if role is not None and type(role).epoch_started is not Discriminator.epoch_started:
+        assert recipe.discriminator is not None
+        raise RecipeError(
+            f"bench step starts no epoch, as {recipe.discriminator.name!r} needs: choose another "
+            "--disc, or see `dira run --profile`"
+        )
+
+
+def prepared(recipe: Recipe, images: int) -> Trio:
+    """Build the trio of a recipe for so many images."""
+    trio = build_trio(recipe)
+    if trio.discriminator is not None:
+        with seeded(recipe.seed, "prepare"):
+            trio.discriminator.prepare(images)
+    return trio
 
 
 def peaks(recipe: Recipe) -> dict[str, float | None]:

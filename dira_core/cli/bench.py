@@ -94,7 +94,7 @@ def losses(rounds: Rounds = 7, as_json: AsJson = False) -> None:
 
 @app.command("data")
 def data(
-    size: Annotated[int, typer.Option("--size", min=8, help="Side of a view in px.")] = 224,
+    size: Annotated[int, typer.Option("--size", min=76, help="Side of a view in px.")] = 224,
     side: Annotated[int, typer.Option("--side", min=64, help="Side of an image in px.")] = 1024,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images a step.")] = 64,
     rounds: Rounds = 7,
