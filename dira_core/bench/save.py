@@ -12,6 +12,7 @@ from dira_core.bench.timing import Arm, Cores, alternate, ratio
 from dira_core.build import build_source, build_trio
 from dira_core.checkpoint import Checkpoints
 from dira_core.data.dataset import Crops
+from dira_core.files import writing
 from dira_core.game import Game
 from dira_core.memory import uncollected
 from dira_core.recipe import Recipe
@@ -37,7 +38,8 @@ def save(recipe: Recipe, rounds: int, place: Path) -> dict[str, Any]:
     crops = game.first_crops()
     game.trainer.train_step([crops])  # its optimizers have their state now
     cores = Cores()
-    hidden = tempfile.TemporaryDirectory(dir=place, prefix=".dira-bench-")
+    with writing(place):
+        hidden = tempfile.TemporaryDirectory(dir=place, prefix=".dira-bench-")
     with hidden as folder, uncollected():
         saves = Saves(game.trainer, crops, Path(folder))
         timings = alternate(saves.arms(), rounds)

@@ -11,6 +11,7 @@ from typing import Any
 
 from dira_core.bench.team import Team
 from dira_core.bench.timing import Timing, alternate, ratio
+from dira_core.errors import RecipeError
 from dira_core.recipe import Recipe, to_toml
 
 Arms = dict[str, Team]
@@ -28,8 +29,17 @@ def scale(recipe: Recipe, rounds: int, processes: Sequence[int], cores: int) -> 
     Returns:
         Times in ms (least, median, most), ratios of medians round by round, images/s, and the
         machine's load before and after: much above `cores`, others were at work.
+
+    Raises:
+        RecipeError: The batch cannot be shared by so many processes.
     """
     counts = sorted({1, *processes})
+    for count in counts:
+        if recipe.train.batch_size % count:
+            raise RecipeError(
+                f"a batch of {recipe.train.batch_size} images cannot be shared by {count} "
+                "processes: choose another --batch-size or other --processes"
+            )
     before = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "recipe.toml"

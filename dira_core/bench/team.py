@@ -55,6 +55,7 @@ class Team:
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     text=True,
+                    start_new_session=True,  # Ctrl-C is for this process, which ends them
                 )
             )
         try:

@@ -97,6 +97,7 @@ def cache(
     typer.echo(f"damaged    {len(damaged)} of {len(built)} images")
     if damaged:
         typer.echo("\n".join(_names(damaged)))
+        typer.echo(f"advice     remove {out} and give the same command again")
         raise typer.Exit(3)
 
 

@@ -55,10 +55,12 @@ def write(original: Pretrained, there: Pretrained, to: str, out: Path) -> Writte
             _export(theirs.eval(), there, draft, outputs)
             off = _difference(ours.eval(), original, draft, there.backbone.in_channels)
             found = max(found, within(off, LIMIT, "onnxruntime"))
+    shape = (1, there.backbone.in_channels, *EXPORTED[1 : 1 + there.backbone.dims])
     code = (
-        f"import onnxruntime\n\nsession = onnxruntime.InferenceSession({json.dumps(out.name)})\n"
-        "# image: float32, (batch, channels, height, width)\nfeatures, *maps = session.run(None, "
-        '{"image": image})'
+        "import numpy\nimport onnxruntime\n\n"
+        f"session = onnxruntime.InferenceSession({json.dumps(out.name)})\n"
+        f"image = numpy.zeros({shape}, numpy.float32)  # yours: any batch and size\n"
+        'features, *maps = session.run(None, {"image": image})'
     )
     note = "outputs: features (batch, channels) are the deepest map averaged over space"
     return Written([path for path, *_ in jobs], found, code, note)

@@ -8,15 +8,15 @@ a second call goes on where the first one stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 from torch.nn.functional import adaptive_avg_pool3d
 
@@ -33,6 +33,12 @@ Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 PLAN = "plan.json"
 SURVEY = "survey.safetensors"
 FEATURES = "features.safetensors"
+CUBES = "cubes"
+
+CUTTING = frozenset(
+    ["words", "instances", "held_out_instances", "resolutions", "size", "apart", "border", "lung"]
+)
+"""What of a plan says how cubes are cut, and nothing about what is learned before."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,19 @@ class Plan:
     dim: int = 512
     epochs: int = 200
     seed: int = 0
+
+    def check(self) -> None:
+        """Refuse, before anything is read, what no volume could be cut by.
+
+        Raises:
+            RecipeError: A size, a border or a side of the grid is impossible.
+        """
+        if min(self.size) < 1:
+            raise RecipeError(f"--size takes voxels, 1 and more: got {self.size}")
+        if min(self.border) < 0 or max(self.border) >= 0.5:
+            raise RecipeError(f"--border takes parts from 0 to below 0.5: got {self.border}")
+        if min(self.grid) < 16 or any(side % 16 for side in self.grid):
+            raise RecipeError(f"--grid takes multiples of 16: got {self.grid}")
 
 
 @dataclass(frozen=True)
@@ -114,9 +133,16 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
     """Find words in volumes and write them to a folder; go on where an earlier call stopped.
 
     Raises:
+        RecipeError: The plan is impossible, or the folder cannot be made.
         DataError: The folder holds other words, or the volumes are too few, small or alike.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    plan.check()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RecipeError(
+            f"folder {str(out)!r} cannot be made ({error.strerror}): give --out another"
+        ) from error
     agree(out, {**asdict(plan), "data": source.fingerprint()})
     survey = surveyed(source, out / SURVEY, plan, bar)
     features, explained = described(survey, out / FEATURES, plan, bar)
@@ -147,6 +173,8 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
 def agree(out: Path, wanted: dict[str, Any]) -> None:
     """Say what a folder will hold, or refuse one that holds something else.
 
+    Before anything is cut, how it is cut may change.
+
     Raises:
         DataError: It was begun otherwise, or holds files of another kind.
     """
@@ -163,7 +191,9 @@ def agree(out: Path, wanted: dict[str, Any]) -> None:
         found = {}
     wanted = json.loads(text)
     differing = [key for key in wanted if found.get(key) != wanted[key]]
-    if differing:
+    if differing and CUTTING.issuperset(differing) and not (out / CUBES).exists():
+        write_atomic(plan, text.encode())  # what was learned of the volumes holds all the same
+    elif differing:
         raise DataError(
             f"folder {str(out)!r} was begun with other {', '.join(differing)}: give the same "
             "again, or --out another"
@@ -177,7 +207,7 @@ def surveyed(source: Source, path: Path, plan: Plan, bar: Bar) -> Survey:
         DataError: Fewer than two volumes can be read, or they are no volumes.
     """
     if path.exists():
-        with safe_open(path, framework="numpy") as kept:
+        with opened(path) as kept:
             arrays = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118
             return Survey(**arrays, unreadable=tuple(json.loads(kept.metadata()["unreadable"])))
     seen, unreadable = [], []
@@ -194,13 +224,17 @@ def surveyed(source: Source, path: Path, plan: Plan, bar: Bar) -> Survey:
                 small = adaptive_avg_pool3d(volume[None], plan.grid)[0, 0]
                 seen.append((index, volume.shape[1:], body_box(volume), small.half().numpy()))
             tick(1)
-    if len(seen) < 2:
-        raise DataError(f"words need two volumes and more: got {len(seen)} that can be read")
+    if not seen:
+        raise DataError("words need volumes, and none can be read: see `dira data inspect`")
     numbers, shape, body, thumbnails = (np.array(column) for column in zip(*seen, strict=True))
     patient = numbers if source.patients is None else np.asarray(source.patients)[numbers]
-    known = Survey(
-        numbers, patient, chosen(patient, plan), shape, body, thumbnails, tuple(unreadable)
-    )
+    held = chosen(patient, plan)
+    if (training := int((~held).sum())) < 2:
+        raise DataError(
+            f"words need two volumes and more to be found in: got {training} that can be read, and "
+            f"{held.sum()} held out: give more, or a smaller --held-out"
+        )
+    known = Survey(numbers, patient, held, shape, body, thumbnails, tuple(unreadable))
     arrays = {name: array for name, array in vars(known).items() if name != "unreadable"}
     write_arrays(path, arrays, {"unreadable": json.dumps(unreadable)})
     return known
@@ -218,10 +252,8 @@ def chosen(patient: np.ndarray, plan: Plan) -> np.ndarray:
 def described(survey: Survey, path: Path, plan: Plan, bar: Bar) -> tuple[np.ndarray, float]:
     """Return features of all volumes and how well they describe them, trained or kept."""
     if path.exists():
-        with safe_open(path, framework="numpy") as kept:
+        with opened(path) as kept:
             return kept.get_tensor("features"), float(kept.metadata()["explained"])
-    if min(plan.grid) < 16 or any(side % 16 for side in plan.grid):
-        raise RecipeError(f"--grid takes multiples of 16: got {plan.grid}")
     with bar("learning features", plan.epochs) as tick:
         found = fit(
             survey.thumbnails, survey.held_out, plan.dim, plan.epochs, plan.seed, lambda: tick(1)
@@ -231,17 +263,34 @@ def described(survey: Survey, path: Path, plan: Plan, bar: Bar) -> tuple[np.ndar
 
 
 def write_cubes(source: Source, index: int, lines: list[Line], out: Path, plan: Plan) -> None:
-    """Cut all cubes of one volume and write them to one file, unless it is there.
+    """Cut all cubes of one volume and write them to one file, unless it is there and whole.
 
     Intensities are those of the source's window, in 16 bits.
     """
     path = out / lines[0].file
-    if path.exists():
+    with suppress(DataError), opened(path):
         return
     volume = windowed(source.read(index))
     cubes = torch.stack([cut(volume, line.box, plan.size) for line in lines])
     path.parent.mkdir(exist_ok=True)
     write_arrays(path, {"cubes": (cubes * WHITE).round_().numpy().astype(np.uint16)})
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """Open a file of arrays.
+
+    Raises:
+        DataError: It is damaged, or not there.
+    """
+    try:
+        file = safe_open(path, framework="numpy")
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"{str(path)!r} is damaged ({error}): remove it and give the same command again"
+        ) from error
+    with file:
+        yield file
 
 
 def write_arrays(

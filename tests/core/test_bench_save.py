@@ -16,6 +16,7 @@ from dira_core import cli
 from dira_core.bench.save import Saves
 from dira_core.build import build_source, build_trio
 from dira_core.checkpoint import Checkpoints
+from dira_core.errors import RunFolderError
 from dira_core.game import Game
 from dira_core.recipe import Recipe
 
@@ -89,3 +90,10 @@ def test_the_command_measures_every_arm_and_leaves_nothing_behind(tmp_path: Path
     assert found["torch.save / hold"] > 0
     said = ask()
     assert all(arm in said for arm in ARMS)
+
+
+def test_a_place_that_is_no_folder_is_said(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        cli.command_line(), ["bench", "save", *SMALL, "--out", str(tmp_path / "none")]
+    )
+    assert isinstance(result.exception, RunFolderError)

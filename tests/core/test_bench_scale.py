@@ -13,10 +13,10 @@ from kit import SMALL, kit
 from typer.testing import CliRunner
 
 from dira_core import cli
-from dira_core.bench.scale import arrangements
+from dira_core.bench.scale import arrangements, scale
 from dira_core.bench.team import Team
 from dira_core.cli.config import layers
-from dira_core.errors import DiraError
+from dira_core.errors import DiraError, RecipeError
 from dira_core.recipe import to_toml
 from dira_core.resolving import resolve
 
@@ -36,6 +36,12 @@ def test_cores_are_shared_out_as_threads() -> None:
         ("4 x 1, ddp", 4, "ddp"),
         ("4 x 1, fsdp", 4, "fsdp"),
     ]
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_any_team_starts() -> None:
+    recipe = resolve(layers(data="small-set", batch_size=4)).recipe
+    with pytest.raises(RecipeError, match="4 images cannot be shared by 3 processes"):
+        scale(recipe, 1, [2, 3], cores=2)
 
 
 @pytest.mark.slow

@@ -383,7 +383,9 @@ def test_the_command_says_what_it_wrote_and_what_it_left_out(tmp_path: Path) -> 
         file.write(b"\x01\x02\x03")
     code, text = ask(str(source), "--out", str(out), "--workers", "0", "--verify")
     assert code == 3
-    assert text.splitlines()[-2:] == ["damaged    1 of 4 images", "           0.png"]
+    *_, damaged, name, advice = text.splitlines()
+    assert (damaged, name) == ("damaged    1 of 4 images", "           0.png")
+    assert advice == f"advice     remove {out} and give the same command again"
 
 
 def test_options_of_the_source_can_be_set(manifest: ManifestSource, tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -212,6 +214,57 @@ def test_more_words_than_there_is_room_for_are_refused_with_the_way_out(tmp_path
         discover(Bodies(), tmp_path / "many", replace(PLAN, words=50, apart=9.0), quiet)
     with pytest.raises(DataError, match="word 1 of 3"):
         discover(Bodies(), tmp_path / "large", replace(PLAN, size=(32, 64, 64)), quiet)
+
+
+def test_how_cubes_are_cut_may_change_until_they_are(found: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "many"
+    with pytest.raises(DataError, match="fewer words"):
+        discover(Bodies(), folder, replace(PLAN, words=50, apart=9.0), quiet)
+    learned = (folder / "features.safetensors").stat().st_mtime_ns
+    discover(Bodies(), folder, PLAN, quiet)
+    assert (folder / "features.safetensors").stat().st_mtime_ns == learned
+    assert contents(folder)["words.csv"] == contents(found)["words.csv"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": (0, 8, 8)}, "--size takes voxels"),
+        ({"border": (-1.0, 0.1, 0.1)}, "--border takes parts"),
+        ({"border": (0.5, 0.1, 0.1)}, "--border takes parts"),
+        ({"grid": (20, 16, 16)}, "--grid takes multiples of 16"),
+    ],
+)
+def test_an_impossible_plan_is_refused_before_the_folder_is_made(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        discover(Bodies(), tmp_path / "words", replace(PLAN, **change), quiet)
+    assert not (tmp_path / "words").exists()
+
+
+def test_one_volume_to_find_words_in_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="got 1 that can be read, and 2 held out"):
+        discover(Bodies(3), tmp_path / "words", replace(PLAN, held_out=0.5), quiet)
+
+
+def test_a_place_where_no_folder_can_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match="cannot be made .* --out another"):
+        discover(Bodies(), tmp_path / "file", PLAN, quiet)
+
+
+def test_damaged_cubes_are_cut_again_and_what_was_learned_is_named(
+    found: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(found, tmp_path / "words"))
+    for file in sorted(folder.glob("cubes/*"))[:2]:
+        file.write_bytes(file.read_bytes()[:-7])
+    discover(Bodies(), folder, PLAN, quiet)
+    assert contents(folder) == contents(found)
+    (folder / "survey.safetensors").write_bytes(b"torn")
+    with pytest.raises(DataError, match="survey.safetensors' is damaged .* remove it"):
+        discover(Bodies(), folder, PLAN, quiet)
 
 
 @pytest.mark.parametrize(
