@@ -52,13 +52,17 @@ def library(to: str) -> None:
         pytest.importorskip(MODULES[to])
 
 
-def loaded(card: Path) -> nn.Module:
-    """Run the code of a model card as a reader would, in its folder."""
+def ran(card: Path, opens: str) -> dict[str, Any]:
+    """Run the code of a model card as a reader would, in its folder; return what it names."""
     code = re.search(r"```python\n(.*?)\n```\n", card.read_text(), re.DOTALL)
     assert code is not None
     names: dict[str, Any] = {}
-    exec(code[1].replace('load_file("', f'load_file("{card.parent}/'), names)
-    model = names["model"]
+    exec(code[1].replace(f'{opens}("', f'{opens}("{card.parent}/'), names)
+    return names
+
+
+def loaded(card: Path) -> nn.Module:
+    model = ran(card, "load_file")["model"]
     assert isinstance(model, nn.Module)
     assert not model.training
     return model
@@ -195,6 +199,9 @@ def test_a_backbone_of_any_kind_and_number_of_axes_travels_as_onnx(
     done = export(tiny, "onnx", tmp_path / "a.onnx")
     assert [path.name for path in done.files] == ["a.onnx", "a.md"]
     assert done.difference <= 1e-5
+    names = ran(tmp_path / "a.md", "InferenceSession")
+    wanted = tiny.backbone(torch.from_numpy(names["image"]))
+    assert [each.shape for each in names["maps"]] == [tuple(each.shape) for each in wanted]
 
 
 def of_a_plugin(dims: int) -> Pretrained:
