@@ -188,7 +188,7 @@ def _restorer(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
     backbone = TinyBackbone(dims=dims)
     role: Restorer = component.build(options, backbone)
-    view = tiny_batch(size=[16] * dims).views[0]
+    view = tiny_batch(2, size=[16] * dims).views[0]
     with half():
         restored = role(backbone(view.image))
     _must(restored.shape == view.crop.shape, f"restored {restored.shape}, not {view.crop.shape}")
