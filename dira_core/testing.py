@@ -203,9 +203,8 @@ def _restorer(component: Component, options: Options, dims: int) -> None:
 def _adversary(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
     role: Adversary = component.build(options, 1, dims)
-    side = (
-        32 if dims == 2 else 16
-    )  # where a processor has no bf16, it takes a hundred times as long
+    # without instructions for it, bf16 takes a processor a hundred times as long
+    side = 32 if dims == 2 else 16
     view = tiny_batch(2, size=[side] * dims).views[0]
     condition = view.image if role.conditional else None
     fake = view.image.clone().requires_grad_()

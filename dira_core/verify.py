@@ -151,7 +151,7 @@ def planned(recipe: Recipe, folder: Path, checkpoint: int | None, steps: int | N
 
 
 def checkpoints_of(folder: Path) -> Checkpoints:
-    """Return the checkpoints of a run; none is removed for what it keeps."""
+    """Return the checkpoints of a run, to be read alone."""
     return Checkpoints(folder / "checkpoints", 2)
 
 
