@@ -29,6 +29,7 @@ from dira_core.memory import keep_freed
 from dira_core.pictures import contact_sheet
 from dira_core.precision import (
     Precision,
+    has_bf16,
     resolve_device,
     resolve_precision,
     smallest_bf16_side,
@@ -87,22 +88,26 @@ class Game:
             return next(self.loader.batches(0, 0, 0))
 
     def manner(self) -> str:
-        """Say in one line how the run computes, and what `auto` stands for."""
+        """Say in one line how the run computes, what `auto` stands for, and what to beware of."""
         train, n = self.settings.train, world_size()
         chosen = " (auto)" if train.precision == "auto" else ""
         order = "channels last" if train.channels_last else "contiguous"
         shared = f"{n} processes ({train.strategy})" if n > 1 else "one process"
         threads = torch.get_num_threads()
+        name, device = self.precision.name, self.precision.device
         rows = rows_of_norms(self.model, train)
-        few = (
-            f"; batch norms see {rows} images at once, and gradients through them may overflow: "
-            "choose a larger --batch-size, or train.sync_norm with several processes"
-        )
-        return (
-            f"{self.precision.name}{chosen}, {order}, on {self.precision.device.type}, "
+        said = [
+            f"{name}{chosen}, {order}, on {device.type}, "
             f"{shared} of {threads} {'threads' if threads > 1 else 'thread'}"
-            f"{few if rows is not None and rows < FEW_ROWS else ''}"
-        )
+        ]
+        if name == "bf16" and not has_bf16(device):
+            said.append("it has no instructions for bf16, and fp32 is many times as fast")
+        if rows is not None and rows < FEW_ROWS:
+            said.append(
+                f"batch norms see {rows} images at once, and gradients through them may overflow: "
+                "choose a larger --batch-size, or train.sync_norm with several processes"
+            )
+        return "; ".join(said)
 
     def whole(self) -> Model:
         """Return the model with the weights that all processes hold."""

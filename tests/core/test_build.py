@@ -222,3 +222,13 @@ def test_a_run_says_that_batch_norms_see_few_images(batch: int, said: bool) -> N
     assert (f"batch norms see {batch} images at once" in manner) == said
     alone = few.model_copy(update={"discriminator": None})
     assert "batch norms" not in Game(build_trio(alone), build_source(alone), alone).manner()
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_a_run_says_that_a_processor_has_no_bf16(
+    monkeypatch: pytest.MonkeyPatch, has: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    half = recipe(train={"batch_size": 4, "precision": "bf16"}, views={"size": 64})
+    manner = Game(build_trio(half), build_source(half), half).manner()
+    assert ("no instructions for bf16" in manner) != has
