@@ -121,6 +121,13 @@ def made_backbone(choice: Choice, channels: int, dims: int) -> Backbone:
     return backbone
 
 
+def prepare(trio: Trio, images: int, seed: int) -> None:
+    """Let the Discriminator make what depends on the number of images: queues, memory banks."""
+    if trio.discriminator is not None:
+        with seeded(seed, "prepare"):
+            trio.discriminator.prepare(images)
+
+
 def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[Player]:
     """Move a trio to its device and memory layout, share it with other processes, make players.
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dira_core.build import build_players, repeatable, rows_of_norms, seeded
+from dira_core.build import build_players, prepare, repeatable, rows_of_norms
 from dira_core.data.dataset import Crops
 from dira_core.data.loader import Loader
 from dira_core.distributed import rank, world_size
@@ -68,9 +68,7 @@ class Game:
         if settings.train.deterministic:
             repeatable()
         keep_freed(device)
-        if trio.discriminator is not None:
-            with seeded(settings.seed, "prepare"):
-                trio.discriminator.prepare(len(source))
+        prepare(trio, len(source), settings.seed)
         players = build_players(trio, settings, self.precision)
         assert isinstance(players[0].module, Model)
         self.model = players[0].module

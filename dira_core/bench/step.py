@@ -16,7 +16,7 @@ from dira_core.bench.memory import step_mib
 from dira_core.bench.null import null_step
 from dira_core.bench.timing import Cores, alternate, ratio
 from dira_core.bench.whole import WholeRun
-from dira_core.build import build_source, build_trio, seeded
+from dira_core.build import build_source, build_trio, prepare
 from dira_core.data.dataset import Crops
 from dira_core.errors import RecipeError
 from dira_core.game import Game
@@ -37,9 +37,9 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     Raises:
         RecipeError: The recipe accumulates, or its Discriminator clusters.
     """
-    check(recipe)
     null = statistics.median(null_step() for _ in range(5))  # before caches are full of images
     game = Game(build_trio(recipe), build_source(recipe), recipe)
+    check(recipe, game.trio.discriminator)
     crops = game.first_crops()
     batch = game.views(crops, 0, 0)
     forgetful = forgetting(recipe)
@@ -81,14 +81,13 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     }
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, role: Discriminator | None) -> None:
     """Raise a RecipeError where the hand-written loops would not do what dira does."""
     if recipe.train.accumulate > 1:
         raise RecipeError(
             "bench step takes steps of one batch, got train.accumulate = "
             f"{recipe.train.accumulate}: leave it out, and give --batch-size"
         )
-    role = build_trio(recipe).discriminator
     if role is not None and type(role).epoch_started is not Discriminator.epoch_started:
         assert recipe.discriminator is not None
         raise RecipeError(
@@ -100,9 +99,7 @@ def check(recipe: Recipe) -> None:
 def prepared(recipe: Recipe, images: int) -> Trio:
     """Build the trio of a recipe for so many images."""
     trio = build_trio(recipe)
-    if trio.discriminator is not None:
-        with seeded(recipe.seed, "prepare"):
-            trio.discriminator.prepare(images)
+    prepare(trio, images, recipe.seed)
     return trio
 
 

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
+from dira_core.plugins import installed
+
 
 def _complete(typed: str) -> list[str]:
-    from dira_core.exports import destinations
-
-    return [name for name in destinations() if name.startswith(typed)]
+    return [name for name in (*installed().names("export"), "onnx") if name.startswith(typed)]
 
 
 def export(

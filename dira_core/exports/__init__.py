@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from dira_core.components import Choice, Options
@@ -12,7 +11,6 @@ from dira_core.errors import RecipeError
 from dira_core.export import Pretrained, build
 from dira_core.exports import libraries, onnx
 from dira_core.exports.card import card
-from dira_core.exports.networks import Written
 from dira_core.files import write_atomic, writing
 from dira_core.plugins import installed, make
 from dira_core.roles import Backbone
@@ -61,18 +59,18 @@ def export(pretrained: Pretrained, to: str, out: Path, channels: int | None = No
     if out.suffix != suffix(to):
         raise RecipeError(f"--to {to} writes a {suffix(to)} file, got --out {out}")
     there = with_channels(pretrained, channels or pretrained.backbone.in_channels)
-    write: Callable[[], Written]
-    if to == ONNX:
-        write = partial(onnx.write, pretrained, there, to, out)
-    else:
-        twin: libraries.Twin = make("export", Choice(to, Options()), there)
-        if not twin.restores:
-            pretrained, there = encoder_alone(pretrained), encoder_alone(there)
-        write = partial(libraries.write, pretrained, there, twin, to, out)
+    twin: libraries.Twin | None = None
+    if to != ONNX:
+        twin = make("export", Choice(to, Options()), there)
+    if twin is not None and not twin.restores:
+        pretrained, there = encoder_alone(pretrained), encoder_alone(there)
     path = out.with_suffix(".md")
     with writing(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-        written = write()
+        if twin is None:
+            written = onnx.write(pretrained, there, to, out)
+        else:
+            written = libraries.write(pretrained, there, twin, to, out)
         write_atomic(path, card(there.header, to, out.name, written).encode())
     return Exported([*written.files, path], written.difference, written.note)
 

@@ -8,20 +8,19 @@ a second call goes on where the first one stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 from torch.nn.functional import adaptive_avg_pool3d
 
 from dira_core import DataError, RecipeError, Source, write_atomic
 from dira_transvw import HEADER
+from dira_transvw.arrays import opened, write_arrays
 from dira_transvw.autoencoder import fit
 from dira_transvw.places import body_box, cut, windowed
 from dira_transvw.source import TABLE, WHITE
@@ -274,28 +273,3 @@ def write_cubes(source: Source, index: int, lines: list[Line], out: Path, plan: 
     cubes = torch.stack([cut(volume, line.box, plan.size) for line in lines])
     path.parent.mkdir(exist_ok=True)
     write_arrays(path, {"cubes": (cubes * WHITE).round_().numpy().astype(np.uint16)})
-
-
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """Open a file of arrays.
-
-    Raises:
-        DataError: It is damaged, or not there.
-    """
-    try:
-        file = safe_open(path, framework="numpy")
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"{str(path)!r} is damaged ({error}): remove it and give the same command again"
-        ) from error
-    with file:
-        yield file
-
-
-def write_arrays(
-    path: Path, arrays: dict[str, np.ndarray], texts: dict[str, str] | None = None
-) -> None:
-    """Write arrays to a file that appears whole or not at all."""
-    solid = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_atomic(path, save(solid, texts))

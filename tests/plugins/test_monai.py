@@ -15,7 +15,6 @@ from torch import Tensor
 
 from dira_core import (
     Backbone,
-    Options,
     PluginError,
     Preprocessing,
     Pretrained,
@@ -26,7 +25,6 @@ from dira_core import (
     resolve,
 )
 from dira_core.build import build_source, build_trio
-from dira_core.components import Choice
 from dira_core.exports import encoder_alone, export
 from dira_core.game import Game
 from dira_core.layering import Layer
@@ -65,7 +63,7 @@ def pretrained(name: str, chosen: dict[str, Any], restores: dict[str, Any]) -> P
 
 
 def twin(weights: Pretrained) -> Twin:
-    made: Twin = make("export", Choice("monai", Options()), weights)
+    made: Twin = make("export", choice("export", "monai"), weights)
     return made
 
 
