@@ -25,16 +25,16 @@ class Buffers:
         """Return n float32 images of any content, of the shape and memory layout of others."""
         size = images[0].numel()
         strides = torch.empty_like(images[0], device="meta").stride()
-        return self._take(n * size).as_strided((n, *images.shape[1:]), (size, *strides))
+        return self.empty(n * size).as_strided((n, *images.shape[1:]), (size, *strides))
 
-    def empty(self, *shape: int) -> Tensor:
-        """Return a float32 tensor of any content."""
-        return self._take(math.prod(shape)).view(shape)
+    def empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return a tensor of any content."""
+        return self._take(math.prod(shape) * dtype.itemsize).view(dtype).view(shape)
 
     def _take(self, size: int) -> Tensor:
-        """Return an array as a tensor; all that lies in it keeps one view of the array alive."""
+        """Return bytes as a tensor; all that lies in them keeps one view of the array alive."""
         free = self._free[size]
-        array = free.pop() if free else np.empty(size, np.float32)
+        array = free.pop() if free else torch.empty(size, dtype=torch.uint8).numpy()  # aligned
         view = array[:]
         weakref.finalize(view, free.append, array).atexit = False
         return torch.from_numpy(view)

@@ -14,6 +14,7 @@ from dira_core.components import Choice, DistortionOptions
 from dira_core.draws import Draws
 from dira_core.plugins import make
 from dira_core.roles import Change, Distortion
+from dira_core.types import LEVEL
 
 Todo = Sequence[Sequence[Change]]
 """What is to be done to each image of a batch, one after the other."""
@@ -136,12 +137,14 @@ def change_images(images: Iterable[np.ndarray], todo: Todo, results: np.ndarray)
     """Take images through a plan, one after the other: each stays in the processor's cache.
 
     Args:
-        images: B of them, (C, *S) each.
+        images: B of them, (C, *S) each, float32 in [0, 1], or bytes.
         todo: What is to be done to each.
-        results: Where they are written, (B, C, *S).
+        results: Where they are written, (B, C, *S) float32.
     """
     for image, changes, place in zip(images, todo, results, strict=True):
         place[...] = image
+        if image.dtype == np.uint8:
+            np.multiply(place, LEVEL, out=place)
         changed = place
         for change in changes:
             changed = change(changed)

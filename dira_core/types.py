@@ -11,6 +11,14 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+LEVEL = 1 / 255
+"""What one level of a byte is in [0, 1]."""
+
+
+def in_unit(pixels: Tensor) -> Tensor:
+    """Return pixels as float32 in [0, 1]; bytes are divided by 255."""
+    return pixels if pixels.is_floating_point() else pixels.float().mul_(LEVEL)
+
 
 @dataclass(frozen=True)
 class Image:
@@ -39,7 +47,7 @@ class View:
     """One view of every image of a batch.
 
     Attributes:
-        crop: (B, C, *S) in [0, 1]; geometry applied, intensities untouched: what must be restored.
+        pixels: (B, C, *S), geometry applied, intensities untouched: float32 in [0, 1], or bytes.
         image: (B, C, *S); T(crop), what the networks see.
         box: (B, len(S), 2), first and last edge of the crop along each axis, in pixels of the
             source image. A flipped axis has its edges swapped.
@@ -47,11 +55,20 @@ class View:
         make_clean: Makes `clean`; None: it is the crop.
     """
 
-    crop: Tensor
+    pixels: Tensor
     image: Tensor
     box: Tensor
     label: Tensor | None = None
     make_clean: Callable[[], Tensor] | None = None
+
+    @cached_property
+    def crop(self) -> Tensor:
+        """The pixels in [0, 1], what must be restored: (B, C, *S) float32.
+
+        Bytes become floats when they are first asked for: most Discriminators have one view
+        restored.
+        """
+        return in_unit(self.pixels)
 
     @cached_property
     def clean(self) -> Tensor:

@@ -26,7 +26,7 @@ from dira_core.operations import (
     plan,
 )
 from dira_core.settings import Settings
-from dira_core.types import Batch, View
+from dira_core.types import Batch, View, in_unit
 from dira_core.view_options import SERIES, Views
 
 
@@ -114,7 +114,7 @@ def _distorted(
         crops, cleans, images = _in_batches(groups, pixels)
         return crops, images, [partial(_same, clean) for clean in cleans]
     geometry, appearance, distort = plans
-    crops = _by_image(geometry, pixels, buffers)
+    crops = _by_image(geometry, pixels, buffers) if any(geometry) else pixels
     every = [[*one, *other] for one, other in zip(appearance, distort, strict=True)]
     n = len(crops[0])
     of_views = (appearance[start : start + n] for start in range(0, len(every), n))
@@ -141,7 +141,7 @@ def _in_batches(
     groups: Sequence[Sequence[Drawn]], pixels: Sequence[Tensor]
 ) -> Iterator[Sequence[Tensor]]:
     """Yield the crops of each view after one group of operations after the other."""
-    every = pixels[0] if len(pixels) == 1 else torch.cat(list(pixels))
+    every = in_unit(pixels[0] if len(pixels) == 1 else torch.cat(list(pixels)))
     for group in groups:
         for operation in group:
             every = distort_rows(operation, every)
@@ -149,8 +149,8 @@ def _in_batches(
 
 
 def _by_image(todo: Todo, pixels: Sequence[Tensor], buffers: Buffers) -> Sequence[Tensor]:
-    """Return the crops of each view after a plan; the same ones if there is nothing to do."""
-    if not any(todo):
+    """Return the crops of each view after a plan, float32 in [0, 1]; the same ones if they are."""
+    if not any(todo) and pixels[0].is_floating_point():
         return pixels
     made = buffers.like(pixels[0], len(todo))
     change_images((image for crops in pixels for image in crops.numpy()), todo, made.numpy())

@@ -109,7 +109,7 @@ def contiguous(batch: Batch) -> Batch:
     views = (
         replace(
             view,
-            crop=view.crop.contiguous(),
+            pixels=view.crop.contiguous(),
             image=view.image.contiguous(),
             make_clean=view.clean.contiguous,
         )

@@ -33,6 +33,7 @@ from dira_core.resolving import resolve
 from dira_core.roles import Source
 from dira_core.settings import Settings
 from dira_core.source_options import FolderOptions
+from dira_core.types import in_unit
 from dira_core.view_options import sides_of
 from dira_core.views import Operations, ViewMaker
 
@@ -181,9 +182,10 @@ class Ours:
         self._epochs = itertools.count()
 
     def step(self) -> None:
-        """Make the views of a batch."""
+        """Make the views of a batch, and the target of the first."""
         epoch = next(self._epochs)
-        self._views(self.dataset.crops(Request(self.indices, epoch)), epoch, 0)
+        batch = self._views(self.dataset.crops(Request(self.indices, epoch)), epoch, 0)
+        _ = batch.views[0].crop
 
     def steps(self) -> None:
         """Make the views of some batches."""
@@ -228,6 +230,7 @@ class Ours:
             "decide": decide,
             "appearance": lambda: group(1),
             "distort": lambda: group(2),
+            "target": lambda: in_unit(made[0]),
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -35,9 +34,10 @@ def crop_boxes(
     Returns:
         First and last edge along each axis in px, (B, D, 2) int64.
     """
-    whole, (low, high) = shapes.double(), ratio
-    part = draws.uniform("scale", *scale, shape=(TRIES, 1)).double()
-    stretch = draws.uniform("ratio", math.log(low), math.log(high), shape=(TRIES, 1)).double().exp()
+    whole, (least, most), (low, high) = shapes.double(), scale, ratio
+    unit = draws.uniform("size", shape=(TRIES, 2)).double()
+    part = least + (most - least) * unit[..., :1]
+    stretch = low * (high / low) ** unit[..., 1:]
     side = whole[:, -2:].prod(1, keepdim=True).sqrt()
     square = torch.cat([whole[:, :-2], side, side], dim=1)
     sides = square[:, None] * part ** (1 / shapes.shape[1])

@@ -1,4 +1,4 @@
-"""Cut images: random crops as float32 in [0, 1], and central squares."""
+"""Cut images: random crops, and central squares."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def cut(image: Image, box: Box, pixels: Tensor) -> None:
-    """Write the crop of an image into `pixels`, (C, *S) in [0, 1]; one channel is repeated."""
+    """Write the crop of an image into `pixels`, (C, *S); see `place`. One channel is repeated."""
     channels, *size = pixels.shape
     place(reduce_channels(crop_level(image, box, size), channels), image.window, pixels)
 

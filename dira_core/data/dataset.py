@@ -16,7 +16,7 @@ from dira_core.data.crops import crop_boxes, reduce_channels
 from dira_core.data.cutting import cut_best
 from dira_core.data.excerpts import Excerpts, collected
 from dira_core.data.images import Images
-from dira_core.data.pyramid import directions, excerpt, on_grid
+from dira_core.data.pyramid import directions, excerpt, full_bytes, on_grid
 from dira_core.draws import Draws, salted
 from dira_core.errors import DataError, DiraError, RecipeError
 from dira_core.operations import Operation, drawn, mirrors, moved
@@ -47,7 +47,8 @@ class Crops:
     """The random crops of B images.
 
     Attributes:
-        pixels: One tensor per view, (B, C, *S) float32 in [0, 1], or what becomes it on the device.
+        pixels: One tensor per view, (B, C, *S): float32 in [0, 1], or bytes, if all images are
+            bytes from 0 to 255. Or what becomes a tensor on the device.
         box: First and last edge of each crop in its source image, (B, V, D, 2) float32, in px; an
             axis along which it is mirrored has them swapped.
         index: Position of each image in its source, (B,) int64.
@@ -138,8 +139,11 @@ class CropDataset(Dataset[Crops]):
     def _resized(self, images: Sequence[Image], attempts: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Make the crops of every view; the first attempt's boxes become those that were cut."""
         boxes = attempts[0]
+        bytes_stay = self._lungs is None and all(map(full_bytes, images))
+        dtype = torch.uint8 if bytes_stay else torch.float32
+        shape = len(images), self._channels
         pixels = [
-            self._buffers.empty(len(images), self._channels, *sides_of(size, boxes.shape[2]))
+            self._buffers.empty(*shape, *sides_of(size, boxes.shape[2]), dtype=dtype)
             for size in self._sizes
         ]
         edges = torch.stack(list(attempts), dim=2).tolist()

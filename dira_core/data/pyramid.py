@@ -124,15 +124,23 @@ def excerpt(image: Image, box: Box, size: int | Sequence[int]) -> np.ndarray:
     return pixels[:, *(slice(min(edges) >> level, max(edges) >> level) for edges in box)]
 
 
+def full_bytes(image: Image) -> bool:
+    """Return whether an image is of bytes whose window is all they can be."""
+    return image.pixels.dtype == np.uint8 and image.window == (0, 255)
+
+
 def place(crop: np.ndarray, window: tuple[float, float], pixels: Tensor) -> None:
     """Map a window to [0, 1], clip, and write the result where it belongs.
 
     Args:
         crop: (C, *S), of any type and memory layout.
         window: The values that become 0 and 1; a window without width gives 0.
-        pixels: (C, *S) float32, or with one channel of the crop repeated.
+        pixels: (C, *S) float32, or with one channel of the crop repeated. Or uint8: it takes the
+            levels of a crop of bytes as they are.
     """
+    pixels.numpy()[...] = crop
+    if pixels.dtype == torch.uint8:
+        return
     low, high = window
     scale = 1 / (high - low) if low != high else 0.0
-    pixels.numpy()[...] = crop
     (pixels.sub_(low) if low else pixels).mul_(scale).clamp_(0, 1)

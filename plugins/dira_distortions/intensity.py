@@ -66,9 +66,8 @@ class IntensityJitter(Distortion):
 
     def _factors(self, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
         """Return brightness and contrast of each image, and whether brightness comes first."""
-        brightness = draws.uniform("brightness", 1 - self.brightness, 1 + self.brightness)
-        contrast = draws.uniform("contrast", 1 - self.contrast, 1 + self.contrast)
-        return brightness, contrast, draws.bernoulli("brightness first", 0.5)
+        brightness, contrast, order = draws.uniform("factors", -1, 1, shape=(3,)).unbind(1)
+        return 1 + self.brightness * brightness, 1 + self.contrast * contrast, order < 0
 
 
 def jitter(
@@ -80,8 +79,9 @@ def jitter(
     """
     pixels = torch.from_numpy(image)
     if brightness_first:
-        bright = pixels.clamp(max=1 / brightness) if brightness > 1 else pixels
-        shift = (1 - contrast) * brightness * bright.mean()
+        if brightness > 1:
+            pixels.clamp_(max=1 / brightness)
+        shift = (1 - contrast) * brightness * pixels.mean()
         most = min(1.0, contrast + float(shift))
     else:
         shift = (1 - contrast) * brightness * pixels.mean()
@@ -119,8 +119,9 @@ class GaussianBlur(Distortion):
     def _kernels(self, draws: Draws, shape: Sequence[int]) -> list[Tensor]:
         """Return the right half of each image's kernel along each axis, (B, r + 1)."""
         part = draws.uniform("sigma", self.low, self.high)
-        reach = [min(math.ceil(3 * self.high * extent), extent - 1) for extent in shape]
-        return [gaussian(part * n, radius) for n, radius in zip(shape, reach, strict=True)]
+        reach = {extent: min(math.ceil(3 * self.high * extent), extent - 1) for extent in shape}
+        half = {extent: gaussian(part * extent, radius) for extent, radius in reach.items()}
+        return [half[extent] for extent in shape]
 
 
 def blur(image: np.ndarray, halves: Sequence[tuple[float, ...]]) -> np.ndarray:

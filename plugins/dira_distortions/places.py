@@ -120,8 +120,8 @@ def swapped(
     """Swap pairs of blocks of one image; at once: all read what was there before the first swap."""
     source = image.copy() if at_once else image
     for here, there in zip(one, two, strict=True):
-        first, second = source[here].copy(), source[there].copy()
-        image[here], image[there] = second, first
+        first = source[here].copy()
+        image[here], image[there] = source[there], first
     return image
 
 

@@ -66,11 +66,12 @@ def test_boxes_follow_the_law_of_torchvision(shape: tuple[int, int]) -> None:
 def test_boxes_equal_a_plain_loop_over_the_tries() -> None:
     n, shapes = 64, torch.tensor([(40, 90), (90, 40), (64, 64), (30, 200)] * 16)
     found = crop_boxes(shapes, draws(n), SCALE, RATIO)
-    parts = draws(n).uniform("scale", *SCALE, shape=(TRIES, 1))
-    stretches = draws(n).uniform("ratio", *(math.log(r) for r in RATIO), shape=(TRIES, 1))
+    unit = draws(n).uniform("size", shape=(TRIES, 2))
+    (least, most), (low, high) = SCALE, map(math.log, RATIO)
     for row, (height, width) in enumerate(shapes.tolist()):
-        for part, stretch in zip(parts[row].flatten(), stretches[row].flatten(), strict=True):
-            area, ratio = float(part) * height * width, math.exp(float(stretch))
+        for part, stretch in unit[row].tolist():
+            area = (least + (most - least) * part) * height * width
+            ratio = math.exp(low + (high - low) * stretch)
             h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
             if 0 < h <= height and 0 < w <= width:
                 break

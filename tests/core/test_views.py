@@ -14,14 +14,14 @@ from parts import small_settings
 from torch import Tensor
 
 from dira_core.components import Choice, DistortionOptions
-from dira_core.data.dataset import Crops
+from dira_core.data.dataset import CropDataset, Crops, Request
 from dira_core.data.loader import Loader
 from dira_core.draws import Draws
 from dira_core.errors import DataError, PluginError, RecipeError
 from dira_core.operations import Operation, build_distortion, distort, mirrors
 from dira_core.settings import Settings
 from dira_core.testing import TinySource, choice
-from dira_core.types import Batch, View
+from dira_core.types import Batch, Image, View
 from dira_core.views import ViewMaker
 
 CPU = torch.device("cpu")
@@ -164,6 +164,32 @@ def test_views_after_a_resume_within_an_epoch_are_those_of_the_whole_epoch(
     rest = by_image(made(settings(), start=12))
     assert len(rest) == 12
     assert same_bits(rest, usual)
+
+
+class OneDeeper(TinySource):
+    """The same images, the last one with another window: its batch is cut as floats."""
+
+    def read(self, index: int) -> Image:
+        image = super().read(index)
+        return image if index < len(self) - 1 else replace(image, window=(10.0, 200.0))
+
+
+@pytest.mark.parametrize(
+    "views", [EVERYTHING, {"geometry": ["patch-swap"]}, {"distort": ["rotate90"]}]
+)
+def test_bytes_give_the_bits_they_give_beside_an_image_that_is_cut_as_floats(
+    views: dict[str, Any],
+) -> None:
+    chosen, every = settings(views), range(24)
+    found = []
+    for source in (TinySource(24), OneDeeper(24)):
+        crops = CropDataset(source, chosen, 2).crops(Request(every, epoch=1))
+        found.append(by_image([ViewMaker(chosen, CPU, 2)(crops, 1, 0)]))
+        found[-1].pop(23)
+        assert crops.pixels[0].dtype == (torch.uint8 if len(found) == 1 else torch.float32)
+    assert same_bits(*found)
+    levels = found[0][0][0] * 255
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("other", [{"epoch": 2}, {"salt": 1}])

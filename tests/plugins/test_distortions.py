@@ -259,9 +259,9 @@ def test_flip_refuses_an_axis_that_is_not_spatial() -> None:
 
 def test_jitter_is_that_of_torchvision_in_both_orders() -> None:
     images, batch = noise(40, 1, 12, 12), draws(40)
-    brightness = batch.uniform("brightness", 1 - 0.4, 1 + 0.4).tolist()
-    contrast = batch.uniform("contrast", 1 - 0.3, 1 + 0.3).tolist()
-    first = batch.bernoulli("brightness first", 0.5).tolist()
+    factors = batch.uniform("factors", -1, 1, shape=(3,)) * torch.tensor([0.4, 0.3, 1])
+    brightness, contrast = (1 + factors[:, :2].T).tolist()
+    first = (factors[:, 2] < 0).tolist()
     assert 8 < sum(first) < 32
     jittered = make("intensity-jitter", brightness=0.4, contrast=0.3)(images, batch)
     for i, image in enumerate(images):
@@ -274,7 +274,7 @@ def test_jitter_is_that_of_torchvision_in_both_orders() -> None:
 
 def test_jitter_of_volumes_blends_with_the_mean_of_each() -> None:
     images, batch = noise(*DEEP) * 0.4 + 0.3, draws(5)
-    factor = batch.uniform("contrast", 0.8, 1.2)
+    factor = 1 + 0.2 * batch.uniform("factors", -1, 1, shape=(3,))[:, 1]
     jittered = make("intensity-jitter", brightness=0, contrast=0.2)(images, batch)
     for i, image in enumerate(images):
         expected = image.mean() + factor[i] * (image - image.mean())
