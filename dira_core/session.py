@@ -209,9 +209,9 @@ class Session:
         self.notes = state["notes"]
         if state["world_size"] != world_size():
             self.display.said(
-                f"saved by {state['world_size']} processes, continued by {world_size()}: the order "
-                "of images is the same, sums are rounded in another one, and batch norms that are "
-                "not synchronised see batches of another size"
+                f"saved with --nproc {state['world_size']}, continued with --nproc {world_size()}: "
+                "the order of images is the same, sums are rounded in another one, and batch norms "
+                "that are not synchronised see batches of another size"
             )
         self.pace.restart(trainer)
         here = trainer.progress

@@ -165,9 +165,8 @@ def replay(plan: Plan) -> Replay:
     start = plan.load(plan.first)
     if start.state["world_size"] != world_size():
         raise CheckpointError(
-            f"the checkpoint is by {start.state['world_size']} processes, here are "
-            f"{world_size()}, whose sums are rounded otherwise: use --nproc "
-            f"{start.state['world_size']}"
+            f"the checkpoint was saved with --nproc {start.state['world_size']}, and --nproc "
+            f"{world_size()} rounds sums otherwise: use --nproc {start.state['world_size']}"
         )
     recipe = plan.recipe.model_copy(update={"init": None, "train": shared_out(plan.recipe.train)})
     source = build_source(recipe)

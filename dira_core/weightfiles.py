@@ -118,16 +118,18 @@ def read_weights(path: Path) -> Parts:
     state, header = _read_file(path)
     parts = split(state)
     if not parts.backbone:
-        seen = ", ".join(sorted({name.split(".")[0] for name in state})[:5]) or "nothing"
+        seen = ", ".join(sorted({name.split(".")[0] for name in state})[:5])
+        why = f"no encoder (its names start with {seen})" if seen else "no tensors"
         raise CheckpointError(
-            f"{path} holds no encoder (its names start with {seen}): give a file with `encoder.*`, "
-            "or with an encoder alone"
+            f"{path} holds {why}: give a file with `encoder.*`, or with an encoder alone"
         )
     return Parts(parts.backbone, parts.restorer, parts.left_out, header, {path.name: digest(path)})
 
 
 def weights_folder(path: Path) -> Path:
-    """Return the folder of weights that a run folder, or itself, means."""
+    """Return the folder of weights that a run folder, itself, or the backbone in it means."""
+    if path.name == BACKBONE:
+        return path.parent
     return path / "weights" if (path / "weights").is_dir() else path
 
 

@@ -202,7 +202,8 @@ def report(audit: Audit) -> Iterator[str]:
 def _facts(audit: Audit) -> Iterator[str]:
     if audit.intensity is None or audit.window_low is None or audit.window_high is None:
         return
-    yield f"format     {_listing(audit.formats)}"
+    if audit.formats:
+        yield f"format     {_listing(audit.formats)}"
     yield f"bits       {_listing(audit.bits)}"
     yield f"channels   {_listing(audit.channels)}"
     sizes = zip(AXES, audit.sizes, strict=False)

@@ -161,7 +161,7 @@ def summarise(source: Source, indices: Sequence[int], results: list[Finding | st
     return Audit(
         images=len(source),
         examined=len(indices),
-        formats=_counts(f.format for f in found),
+        formats=_counts(f.format for f in found if f.format),
         bits=_counts(str(f.bits) for f in found),
         channels=_counts(str(f.shape[0]) for f in found),
         sizes=[Spread(*_spread(f.shape[-1 - axis] for f in found)) for axis in range(axes)],
@@ -203,7 +203,7 @@ def _examine_any(source: Source, index: int) -> Finding | str:
     except DataError as error:
         return str(error)
     bits = 8 * image.pixels.itemsize
-    return _finding(image, Decoded(image.pixels, "made", bits, image.window))
+    return _finding(image, Decoded(image.pixels, "", bits, image.window))
 
 
 def _finding(image: Image, decoded: Decoded) -> Finding:
@@ -259,7 +259,7 @@ def _advice(found: list[Finding], unreadable: int, duplicates: list[list[str]]) 
         yield "bit depths differ: look at a few images, or set data.window"
     if len({len(f.shape) for f in found}) > 1:
         yield "some are images, others volumes: a run takes one kind, give each a folder of its own"
-    if any(f.format != "made" and f.low < -500 for f in found):
+    if any(f.format and f.low < -500 for f in found):
         yield "some values look like HU: set data.window, for example [-1000, 400] for lungs"
     side = int(statistics.median_low(min(f.shape[-2:]) for f in found)) if found else SIDE
     if side < SIDE:

@@ -138,6 +138,7 @@ def test_a_source_is_found_by_name_and_a_wrong_one_is_explained(tmp_path: Path) 
     runner = CliRunner()
     result = runner.invoke(app, ["inspect", "phantom", "--limit", "3"])
     assert "2048 images, 3 examined: 3 readable" in result.stdout
+    assert "format" not in result.stdout  # nothing is a file here
     for wrong, message in (("phantm", "phantom"), ("manifest", "path")):
         error = runner.invoke(app, ["inspect", wrong]).exception
         assert isinstance(error, RecipeError)

@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from dira_core.errors import CheckpointError
-from dira_core.weightfiles import Header, joined, read_weights, resnet_name, split
+from dira_core.weightfiles import (
+    BACKBONE,
+    Header,
+    joined,
+    read_weights,
+    resnet_name,
+    split,
+    weights_folder,
+)
 
 UNET = {
     "encoder.conv1.weight": torch.full((2, 1), 1.0),
@@ -180,11 +188,28 @@ def test_what_is_no_dense_tensor_by_name_is_passed_over(tmp_path: Path) -> None:
     assert (values(parts.backbone), values(parts.restorer)) == OURS
 
 
-@pytest.mark.parametrize("state", [{}, {"decoder.blocks.0.conv1.0.weight": torch.ones(1)}])
-def test_a_file_without_an_encoder_is_refused(tmp_path: Path, state: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        ({}, "no tensors"),
+        (
+            {"decoder.blocks.0.conv1.0.weight": torch.ones(1)},
+            r"no encoder \(.* start with decoder\)",
+        ),
+    ],
+)
+def test_a_file_without_an_encoder_is_refused(
+    tmp_path: Path, state: dict[str, Tensor], what: str
+) -> None:
     (tmp_path / "a.pth").write_bytes(saved(state))
-    with pytest.raises(CheckpointError, match="holds no encoder"):
+    with pytest.raises(CheckpointError, match=f"holds {what}: give a file with"):
         read_weights(tmp_path / "a.pth")
+
+
+def test_a_run_its_weights_and_the_backbone_in_them_mean_one_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    assert {weights_folder(each) for each in (tmp_path, folder, folder / BACKBONE)} == {folder}
 
 
 def test_a_key_network_alone_is_no_encoder(tmp_path: Path) -> None:
