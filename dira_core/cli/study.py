@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 from collections import Counter
@@ -56,16 +57,24 @@ def study(
         failed: dict[str, str] = {}
         if not tables:
             lay_out(found, folder)
-            failed = do(found, folder, plan, jobs, file, slurm=slurm)
+            again = shlex.join(command(file, out, jobs, slurm=slurm))
+            failed = do(found, folder, plan, jobs, again, slurm=slurm)
         write(plan, found, folder)
     if failed:
         raise DiraError(named(failed))
 
 
+def command(file: Path, out: Path | None, jobs: int, *, slurm: bool) -> list[str]:
+    """Return the words of the command that does what is left."""
+    given = [] if out is None else ["--out", str(out)]
+    given += [] if jobs == 1 else ["--jobs", str(jobs)]
+    return ["dira", "study", str(file), *given, *(["--slurm"] if slurm else [])]
+
+
 def do(
-    found: Sequence[Job], folder: Path, plan: Study, n: int, file: Path, *, slurm: bool
+    found: Sequence[Job], folder: Path, plan: Study, n: int, again: str, *, slurm: bool
 ) -> dict[str, str]:
-    """Do what is left, watched on the terminal."""
+    """Do what is left, watched on the terminal; `again` is the command that goes on."""
     from dira_core.cli.live import Jobs
 
     workers = Submitted(n, folder / "slurm", plan.slurm) if slurm else Here(n)
@@ -74,7 +83,7 @@ def do(
         with terminable(), Jobs(len(found), finished) as watcher:
             return carry_out(found, folder, workers, watcher)
     except KeyboardInterrupt:
-        typer.echo(f"stopped; what is done stays done, go on with: dira study {file}", err=True)
+        typer.echo(f"stopped; what is done stays done, go on with: {again}", err=True)
         sys.exit(EXIT_PREEMPTED)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from dira_core.report.charts import Interval, intervals
 from dira_core.report.page import Chart, Page, Pictures, Section, png
 from dira_core.report.run import keys, sections, stored
 from dira_core.study.formats import html
-from dira_core.study.jobs import JOBS, LOCALIZED, RESULT, RUN, Job, jobs_of
+from dira_core.study.jobs import LOCALIZED, RUN, Job, jobs_of
 from dira_core.study.plan import Study
 from dira_core.study.results import collect
 from dira_core.study.writing import STUDY, said, tabulated
@@ -82,7 +81,7 @@ def costs(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, str]]:
     took = defaultdict[str, list[float]](list)
     for job in jobs:
         if job.done(folder):
-            seconds = json.loads((job.folder(folder) / RESULT).read_text())["seconds"]
+            seconds = job.result(folder)["seconds"]
             kind = "pretrain" if job.cell is None else f"{job.cell.target} {job.cell.way}"
             took[kind].append(seconds)
     for kind, seconds in took.items():
@@ -103,6 +102,6 @@ def starts(jobs: Sequence[Job], folder: Path) -> Iterator[tuple[str, str]]:
     """Yield the digests of the weights that were measured."""
     for job in jobs:
         if job.cell is not None and job.done(folder):
-            found = json.loads((folder / JOBS / job.name / RESULT).read_text())["weights"]
+            found = job.result(folder)["weights"]
             digests = ", ".join(f"{k} {v}" for k, v in (found["sha256"] or {}).items())
             yield job.name, digests or str(found["weights"])

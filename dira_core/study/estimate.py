@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections import defaultdict
@@ -15,7 +14,7 @@ import torch
 from dira_core.plugins import make
 from dira_core.recipe import Recipe
 from dira_core.rehearsal import rehearse
-from dira_core.study.jobs import RESULT, Job
+from dira_core.study.jobs import Job
 from dira_core.targets import Labels
 from dira_core.transfer.networks import classifier, start
 from dira_core.transfer.plan import Plan
@@ -37,8 +36,7 @@ class Estimate:
         took = defaultdict[str, list[float]](list)
         for job in jobs:
             if job.done(study):
-                result = json.loads((job.folder(study) / RESULT).read_text())
-                took[kind(job)].append(result["seconds"])
+                took[kind(job)].append(job.result(study)["seconds"])
         self._known = {of: sum(several) / len(several) for of, several in took.items()}
 
     def seconds(self, job: Job) -> float:

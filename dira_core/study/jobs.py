@@ -57,6 +57,28 @@ class Job:
         """Say whether it need not be done again."""
         return (self.folder(study) / RESULT).is_file()
 
+    def result(self, study: Path) -> dict[str, Any]:
+        """Read what it left when it was done.
+
+        Raises:
+            RunFolderError: That is damaged.
+        """
+        path = self.folder(study) / RESULT
+        keys = ["seconds"] if self.cell is None else ["seconds", "scores", "pretraining"]
+        found = record(path)
+        if found is None or any(key not in found for key in keys):
+            raise RunFolderError(f"{path} is damaged: remove it, and start the study again")
+        return found
+
+
+def record(path: Path) -> dict[str, Any] | None:
+    """Read a JSON file of a job; None where it is damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -205,19 +227,26 @@ def lay_out(jobs: Sequence[Job], study: Path) -> None:
     """Write what each job is asked for into its folder; anew where it never began.
 
     Raises:
-        RunFolderError: A folder holds another job of that name: the study was changed.
+        RunFolderError: A folder holds another job of that name: the study was changed. Or what it
+            holds is damaged.
     """
     for job in jobs:
         folder, text = job.folder(study), json.dumps(job.asked, indent=1)
         path = folder / ASKED
         if path.is_file() and any(each.name != ASKED for each in folder.iterdir()):
-            before = json.loads(path.read_text())
+            before = record(path)
+            if before is None:
+                raise RunFolderError(
+                    f"{path} is damaged: remove {folder}, and start the study again"
+                )
             changed = [key for key in job.asked if before.get(key) != job.asked[key]]
             if changed:
                 raise RunFolderError(
                     f"{folder} was asked for something else ({', '.join(changed)} changed since): "
                     "take the change back, remove that folder, or use another --out"
                 )
+            if job.done(study):
+                job.result(study)  # damage is told now, not after hours of other jobs
             continue
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text.encode())

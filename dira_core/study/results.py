@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import json
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,25 +16,11 @@ import numpy as np
 
 from dira_core.errors import DataError
 from dira_core.escaping import text_cell
-from dira_core.study.jobs import RESULT, TRANSFER, Cell, Job
+from dira_core.study.jobs import TRANSFER, Cell, Job
 from dira_core.study.localized import placed
 from dira_core.study.plan import Arm, Metric, Study
-from dira_core.study.statistics import (
-    Array,
-    hedges_g,
-    holm,
-    interval,
-    resampled,
-    t_test,
-    weighted_auc,
-    weighted_mean,
-)
-
-DRAWS = 2000
-"""Bootstrap draws of an interval."""
-
-AT_ONCE = 200
-"""Draws held in memory: of 25,000 images, 40 MB."""
+from dira_core.study.predictions import DRAWS, Predictions
+from dira_core.study.statistics import Array, hedges_g, holm, interval, t_test
 
 Place = tuple[str, str, float]
 """Target, way and fraction: what arms are compared within."""
@@ -51,6 +37,7 @@ class Outcome:
         predictions: The table of its test images.
         images: Test images that pretraining saw; None where not known.
         seconds: It took.
+        scored: Classes whose mean is the score; None where it does not say.
     """
 
     cell: Cell
@@ -59,6 +46,7 @@ class Outcome:
     predictions: Path
     images: int | None
     seconds: float
+    scored: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,8 @@ class Entry:
         recipe: Name of the pretraining; empty for `random` and `imagenet`.
         arm: What was pretrained.
         values: By seed, in percent.
-        draws: Mean over seeds for each bootstrap draw of test patients, in percent.
+        draws: Mean over seeds for each bootstrap draw of test patients, in percent; NaN where an
+            older dira did not say which classes count.
     """
 
     recipe: str
@@ -102,12 +91,16 @@ class Comparison:
 
 
 def collect(jobs: Sequence[Job], study: Path) -> list[Outcome]:
-    """Read the results of all transfers that are done."""
+    """Read the results of all transfers that are done.
+
+    Raises:
+        RunFolderError: One is damaged.
+    """
     found = []
     for job in jobs:
         if job.cell is None or not job.done(study):
             continue
-        result = json.loads((job.folder(study) / RESULT).read_text())
+        result = job.result(study)
         for features, scores in result["scores"].items():
             tuned = features == "fine-tune"
             table = "predictions.csv" if tuned else f"predictions-{features}.csv"
@@ -119,6 +112,7 @@ def collect(jobs: Sequence[Job], study: Path) -> list[Outcome]:
                     job.folder(study) / TRANSFER / table,
                     result["pretraining"]["images"],
                     result["seconds"],
+                    scores.get("scored"),
                 )
             )
     return found
@@ -170,11 +164,9 @@ def entries(study: Study, outcomes: Sequence[Outcome]) -> dict[Place, list[Entry
     grouped: dict[Place, dict[tuple[str, Arm], list[Outcome]]] = defaultdict(
         lambda: defaultdict(list)
     )
-    for outcome in outcomes:
-        cell, task = outcome.cell, study.targets[outcome.cell.target]
-        if outcome.features in ("fine-tune", task.features):
-            of = grouped[cell.target, cell.way, cell.fraction]
-            of[cell.recipe, cell.arm].append(outcome)
+    for outcome in tabled(study, outcomes):
+        cell = outcome.cell
+        grouped[cell.target, cell.way, cell.fraction][cell.recipe, cell.arm].append(outcome)
     found: dict[Place, list[Entry]] = {}
     for place, arms in grouped.items():
         images: list[str] = []
@@ -190,66 +182,43 @@ def entries(study: Study, outcomes: Sequence[Outcome]) -> dict[Place, list[Entry
                     f"{place[0]}: transfers met different test images, the data changed meanwhile: "
                     "use another --out"
                 )
-            classes = [name for name in seeds[0].scores if name.startswith(f"{metric} ")]
-            scored = [name.removeprefix(f"{metric} ") for name in classes]
-            draws = np.mean([table.draws(metric, scored) for table in tables], 0)
+            scored = counted(seeds[0], metric)
+            draws = (
+                np.full(DRAWS, np.nan)
+                if scored is None
+                else np.mean([table.draws(metric, scored) for table in tables], 0)
+            )
             known = tuple(100 * value for value in values if value is not None)
             found.setdefault(place, []).append(Entry(recipe, arm, known, 100 * draws))
     return found
+
+
+def tabled(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Return the outcomes of those features that tables show."""
+    return [
+        outcome
+        for outcome in outcomes
+        if outcome.features in ("fine-tune", study.targets[outcome.cell.target].features)
+    ]
+
+
+def counted(outcome: Outcome, metric: Metric) -> Sequence[str] | None:
+    """Return the classes whose mean is the score; None where an older dira did not say which."""
+    if outcome.scored is not None:
+        return outcome.scored
+    start, mean = f"{metric} ", outcome.scores[metric]
+    classes = {n.removeprefix(start): v for n, v in outcome.scores.items() if n.startswith(start)}
+    known = [value for value in classes.values() if value is not None]
+    all_count = (
+        mean is not None and bool(known) and math.isclose(mean, np.mean(known), rel_tol=1e-9)
+    )
+    return [*classes] if all_count else None
 
 
 def metric_of(study: Study, outcome: Outcome) -> Metric:
     """Return what tables show of a target."""
     by_kind: Metric = "auc" if "auc" in outcome.scores else "dice_per_image"
     return study.targets[outcome.cell.target].metric or by_kind
-
-
-class Predictions:
-    """The predictions of one transfer on the test images.
-
-    Args:
-        path: The CSV file that it left.
-    """
-
-    def __init__(self, path: Path) -> None:
-        with path.open(newline="", encoding="utf-8") as file:
-            self._rows = list(csv.DictReader(file))
-        self.images = [row["image"] for row in self._rows]
-        self._patients = [int(row["patient"]) for row in self._rows]
-
-    def draws(self, metric: Metric, scored: Sequence[str]) -> Array:
-        """Return the metric for each bootstrap draw of patients, (DRAWS,).
-
-        Args:
-            metric: Mean over classes.
-            scored: Classes that count.
-        """
-        pieces = range(DRAWS // AT_ONCE)
-        return np.concatenate(
-            [
-                self._scored(metric, scored, resampled(self._patients, AT_ONCE, seed))
-                for seed in pieces
-            ]
-        )
-
-    def _scored(self, metric: Metric, scored: Sequence[str], weights: Array) -> Array:
-        if metric == "auc":
-            mean: Array = np.mean([*self._areas(scored, weights)], 0)
-            return mean
-        name = metric.removesuffix("_per_image")
-        columns = [self._column(f"{name} {of}") for of in scored]
-        return weighted_mean(np.mean(columns, 0), weights)
-
-    def _areas(self, scored: Sequence[str], weights: Array) -> Iterator[Array]:
-        """Yield the AUC of each class that the test images show both sides of."""
-        for name in scored:
-            truth, scores = self._column(f"label {name}"), self._column(f"score {name}")
-            known = np.isfinite(truth)
-            if len(np.unique(truth[known])) == 2:
-                yield weighted_auc(truth[known], scores[known], weights[:, known])
-
-    def _column(self, name: str) -> Array:
-        return np.array([float(row[name] or "nan") for row in self._rows])
 
 
 def comparisons(found: Mapping[Place, Sequence[Entry]]) -> list[Comparison]:

@@ -12,6 +12,7 @@ from dira_core import __version__
 from dira_core.files import write_atomic
 from dira_core.study.formats import html, latex, markdown
 from dira_core.study.jobs import Job
+from dira_core.study.omitted import omitted
 from dira_core.study.places import localization_tables
 from dira_core.study.plan import Study
 from dira_core.study.results import (
@@ -72,6 +73,7 @@ def tabulated(
             for entry in several
         ],
         "comparisons": [asdict(each) for each in compared],
+        "omitted": omitted(study, whole, found, compared),
         "seen_in_pretraining": max((outcome.images or 0 for outcome in outcomes), default=0),
     }
     return [*all_tables(study, found, compared), *localization_tables(whole)], record
@@ -83,8 +85,9 @@ def said(study: Study, record: dict[str, Any]) -> str:
     again = "anew for each seed" if study.pretrain_seeds == "each" else "once"
     jobs, seen = record["jobs"], record["seen_in_pretraining"]
     warning = f" WARNING: pretraining saw up to {seen} of the test images." if seen else ""
+    missing = "".join(f"{reason}\n" for reason in record["omitted"])
     return (
         f"dira {record['dira']}; {jobs['done']} of {jobs['all']} jobs are done; seeds {seeds}; "
         f"pretrained {again}; all values in percent, mean and sample standard deviation over "
-        f"seeds (none of one value).{warning}\n"
+        f"seeds (none of one value).{warning}\n{missing}"
     )

@@ -12,27 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from dira_core.build import place
-from dira_core.errors import CheckpointError, DataError, RecipeError, did_you_mean
-from dira_core.escaping import text_cell
-from dira_core.export import Preprocessing, build
+from dira_core.errors import DataError, did_you_mean
+from dira_core.escaping import printable, text_cell
 from dira_core.files import digest, write_atomic, writing
-from dira_core.plugins import make
-from dira_core.precision import resolve_device
-from dira_core.targets import Labels
-from dira_core.tensorfiles import read_tensors
 from dira_core.transfer import boxes, extra
-from dira_core.transfer.finetune import BEST
 from dira_core.transfer.heatmaps import grad_cam
-from dira_core.transfer.images import LabelTask
-from dira_core.transfer.networks import Classifier
 from dira_core.transfer.overlays import overlay
-from dira_core.transfer.plan import Plan
 from dira_core.transfer.scoring import Predicted, csv_text, file_cell
-from dira_core.transfer.splits import split_of
 from dira_core.transfer.truths import SYNONYMS, Truth, read_truths
+from dira_core.transfer.tuned import Tuned, tuned
 from dira_core.transfer.ways import Said
-from dira_core.weightfiles import Header
 
 Array = np.ndarray[Any, Any]
 
@@ -59,62 +48,6 @@ class Case:
     iobb: Array
     hit: bool | None
     chance: float
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A classifier as `dira transfer` left it.
-
-    Attributes:
-        classifier: In evaluation mode.
-        target: What it was fine-tuned on.
-        task: Reads its images.
-        learned: Positions of the images it was trained with, or stopped by.
-        device: Where it runs.
-    """
-
-    classifier: Classifier
-    target: Labels
-    task: LabelTask
-    learned: frozenset[int]
-    device: torch.device
-
-
-def tuned(folder: Path) -> Tuned:
-    """Read a finished fine-tuning on labels of whole images.
-
-    Raises:
-        RecipeError: The folder holds something else.
-        CheckpointError: Its network does not fit.
-    """
-    try:
-        result = json.loads((folder / "result.json").read_text())
-        plan = Plan.model_validate(result["plan"])
-        header = Header.model_validate(result["network"])
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(
-            f"{folder} holds no finished transfer: give the folder of dira transfer ... --target T"
-        ) from error
-    if plan.way != "fine-tune":
-        raise RecipeError(f"{folder} was not fine-tuned but {plan.way}: use --way fine-tune")
-    target = make("target", plan.target, header.window)
-    if not isinstance(target, Labels):
-        raise RecipeError(f"{folder} was trained with masks: localisation is of labels alone")
-    if header.dims != 2:
-        raise RecipeError(f"{folder} was trained on volumes: localisation is of flat images alone")
-    prepare = Preprocessing(header.channels, header.size, header.window)
-    backbone = build("backbone", header.backbone or {}, header.channels, header.dims)
-    classifier = Classifier(backbone, len(target.classes))
-    try:
-        classifier.load_state_dict(read_tensors(folder / BEST))
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / BEST} does not fit: do the transfer again") from error
-    device = resolve_device(plan.device)
-    place(classifier.eval(), device, channels_last=plan.channels_last)
-    parts = split_of(target, plan)
-    learned = frozenset(np.union1d(parts.train, parts.validation).tolist())
-    task = LabelTask(target, prepare, plan, header.dims)
-    return Tuned(classifier, target, task, learned, device)
 
 
 def localize(
@@ -146,6 +79,8 @@ def localize(
     truths, notes = usable(read_truths(file, SYNONYMS | dict(renamed or {})), ready)
     for note in notes:
         said(note)
+    for index, truth in truths:
+        check_place(truth, ready.task.read(index).pixels.shape[1:])
     cases, rows = [], []
     with writing(out):
         (out / OVERLAYS).mkdir(parents=True, exist_ok=True)
@@ -204,6 +139,28 @@ def usable(truths: Sequence[Truth], ready: Tuned) -> tuple[list[tuple[int, Truth
     if not kept:
         raise DataError(f"nothing to compare with: {'; '.join(notes) or 'the file is empty'}")
     return kept, [f"compared: {len(kept)} findings in images it has not seen", *notes]
+
+
+def check_place(truth: Truth, shape: Sequence[int]) -> None:
+    """Refuse a truth that is not of an image of a shape (H, W), as stored.
+
+    Raises:
+        DataError: Its mask has another size, or a box lies outside of the image.
+    """
+    name, size = printable(truth.image), _across(shape)
+    if truth.mask is not None and truth.mask.shape != tuple(shape):
+        raise DataError(
+            f"the mask of {name} is {_across(truth.mask.shape)} px, the image {size}: "
+            "give masks of the images' size"
+        )
+    (height, width), (low, high) = shape, (truth.boxes[..., 0], truth.boxes[..., 1])
+    outside = ((high <= 0) | (low >= (height, width))).any(1)
+    if outside.any():
+        (y, _), (x, _) = truth.boxes[outside][0].tolist()
+        raise DataError(
+            f"a box of {truth.label!r:.60} in {name} (x {x:g}, y {y:g}) lies outside of the image, "
+            f"{size} px: give boxes in px of the stored image"
+        )
 
 
 def examined(ready: Tuned, index: int, truth: Truth) -> tuple[Case, Any]:
@@ -270,6 +227,10 @@ def summary(cases: Sequence[Case]) -> dict[str, Any]:
         "iobb": boxes.localisation([case.iobb for case in cases], boxes.T_IOBB),
         "iou": boxes.localisation([case.iou for case in cases], boxes.T_IOU),
     }
+
+
+def _across(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, reversed(shape)))
 
 
 def _cells(case: Case) -> Iterator[str]:

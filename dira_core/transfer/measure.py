@@ -74,6 +74,7 @@ def measure_transfer(
         "plan": plan.model_dump(mode="json"),
         "weights": dict(begun.provenance),
         "images": target.source.fingerprint(),
+        "labels": target.fingerprint(),
     }
     with owned(folder, LOCK):
         if known := finished(folder, asked):
@@ -118,19 +119,33 @@ def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         RunFolderError: It holds another transfer, or something else.
     """
     names = {path.name for path in folder.iterdir()} - {LOCK}
-    if all(map(TEMPORARY.fullmatch, names)):
+    own = {PLAN, ASKED} if ASKED in names else set()
+    if all(map(TEMPORARY.fullmatch, names - own)):  # nothing was measured yet
         return None
-    if not (folder / ASKED).is_file():
+    if not own:
         raise RunFolderError(f"{folder} holds something else than a transfer: use another --out")
-    before = json.loads((folder / ASKED).read_text())
+    before = record(folder / ASKED)
     changed = [key for key in asked if before.get(key) != asked[key]]
     if changed:
         raise RunFolderError(
             f"{folder} holds another transfer (different: {', '.join(changed)}): use another --out"
         )
-    path = folder / RESULT
-    result: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
-    return result
+    return record(folder / RESULT) if RESULT in names else None
+
+
+def record(path: Path) -> dict[str, Any]:
+    """Read what a transfer wrote of itself.
+
+    Raises:
+        RunFolderError: It is damaged.
+    """
+    try:
+        found = json.loads(path.read_text("utf-8"))
+        if isinstance(found, dict):
+            return found
+    except (OSError, ValueError):
+        pass
+    raise RunFolderError(f"{path} is damaged: remove its folder, or use another --out")
 
 
 def check_truth(labels: np.ndarray[Any, Any]) -> None:

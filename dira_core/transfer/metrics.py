@@ -174,7 +174,8 @@ def segmentation_scores(
         By class and their mean: "dice_global" and "iou_global" count the pixels of all images
         together, "dice_per_image" and "iou_per_image" are means over images (1 where prediction and
         truth are empty), "hd95_mm" or "hd95_px" the mean over images where neither is empty;
-        "hd95_undefined" says how many are not in it.
+        "hd95_undefined" says how many are not in it, "images_with" in how many the truth is not
+        empty.
     """
     found: Scores = {"classes": list(classes)}
     for name, score in (("dice", dice), ("iou", iou)):
@@ -186,6 +187,8 @@ def segmentation_scores(
     found[f"hd95_{unit}"] = _table(means, classes)
     left_out = [len(distances) - len(column) for column in columns]
     found["hd95_undefined"] = dict(zip(classes, left_out, strict=True))
+    with_class = (counts[:, :, 2] > 0).sum(0).tolist()
+    found["images_with"] = dict(zip(classes, with_class, strict=True))
     return found
 
 

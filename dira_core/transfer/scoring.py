@@ -60,7 +60,8 @@ def score_labels(target: Labels, test: Array, predicted: Array) -> Predicted:
         ]
         for row, index in enumerate(test)
     ]
-    return Predicted(found, header, rows)
+    scored = classes if target.scored is None else target.scored
+    return Predicted({**found, "scored": list(scored)}, header, rows)
 
 
 def score_masks(

@@ -94,12 +94,19 @@ def split(
     """
     everything = np.arange(len(patients))
 
-    def first(of: Array, share: float, path: str, seed: int = seed) -> Array:
+    def first(
+        of: Array, share: float, path: str, seed: int = seed, *, apart: bool = False
+    ) -> Array:
         strata = np.zeros(len(of), np.int64) if labels is None else rarest_class(labels[of])
-        return portion(of, [patients[i] for i in of], strata, share, seed, path)
+        return portion(of, [patients[i] for i in of], strata, share, seed, path, apart=apart)
 
     if column is None:
-        test = first(everything, TEST, "test")
+        test = first(everything, TEST, "test", apart=True)
+        if not len(test):
+            raise DataError(
+                "no class has a second patient to test on: add images, or say which are for "
+                "testing in a column `split`"
+            )
         parts = {"train": np.setdiff1d(everything, test), "test": test}
     else:
         parts = named_parts(column)
@@ -107,7 +114,7 @@ def split(
     train, validation = parts["train"], parts.get("validation", everything[:0])
     held_out = not len(validation)
     if held_out:
-        validation = first(train, EARLY_STOP, "early stop")
+        validation = first(train, EARLY_STOP, "early stop", apart=True)
         train = np.setdiff1d(train, validation)
         validation = first(validation, fraction, "fraction", label_seed)
     train = first(train, fraction, "fraction", label_seed)
@@ -168,7 +175,14 @@ def check_leak(parts: dict[str, Array], patients: Sequence[str]) -> None:
 
 
 def portion(
-    positions: Array, patients: Sequence[str], strata: Array, share: float, seed: int, path: str
+    positions: Array,
+    patients: Sequence[str],
+    strata: Array,
+    share: float,
+    seed: int,
+    path: str,
+    *,
+    apart: bool = False,
 ) -> Array:
     """Return a stratified share of images, whole patients at a time; shares are nested.
 
@@ -183,6 +197,7 @@ def portion(
         share: In [0, 1].
         seed: Of the order.
         path: Name of the choice: another name gives another order.
+        apart: The share is not trained on: a stratum's only patient stays out of it.
 
     Returns:
         Sorted positions.
@@ -194,15 +209,17 @@ def portion(
     np.minimum.at(stratum, of, strata)
     draws = Draws(torch.arange(len(names)), seed=seed, path=f"split/{path}")
     shuffle = draws.uniform("order").numpy()
-    quantile = np.empty(len(names))
+    quantile, alone = np.empty(len(names)), np.zeros(len(names), bool)
     for each in np.unique(stratum):
         members = np.flatnonzero(stratum == each)
         members = members[shuffle[members].argsort(kind="stable")]
         quantile[members] = np.arange(len(members)) / len(members)
+        alone[members] = apart and len(members) == 1
     order = np.lexsort((stratum, quantile))
     before = np.concatenate([[0], np.bincount(of)[order].cumsum()[:-1]])
     within = before < share * len(positions)
     within |= (quantile[order] == 0) & (share > 0)
+    within &= ~alone[order]
     return np.sort(positions[np.isin(of, order[within])])
 
 

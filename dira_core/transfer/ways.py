@@ -66,6 +66,12 @@ def predictions(
         tuning = FineTuning(segmenting, masks, soft_dice, parts, plan, precision)
         tuning.fit(folder, said)
         predicted = score_masks(masks, target, parts.test, tuning.predict)
+        for name, images in predicted.scores["images_with"].items():
+            if not images:
+                said(
+                    f"note        no test mask holds {name!r}: its scores are those of empty masks "
+                    "(`target.classes` says which value it has)"
+                )
         notes = {"decoder": decoder}
     else:
         kind = type(target).__name__

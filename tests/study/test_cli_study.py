@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,30 @@ def test_an_interrupted_study_says_how_to_go_on(
     monkeypatch.setattr(study, "carry_out", interrupted)
     code, _, err = dira("study", str(file))
     assert code == 75
-    assert f"go on with: dira study {file}" in err
+    assert f"go on with: dira study {file}\n" in err
+    monkeypatch.setattr(study, "Submitted", nobody)
+    given = ["study", str(file), "--out", "my out", "--jobs", "3", "--slurm"]
+    code, _, err = dira(*given)
+    assert code == 75
+    assert shlex.split(err.partition("go on with: dira ")[2]) == given
+
+
+def nobody(*parts: object) -> None:
+    """Stand in for workers that are never asked."""
+
+
+def test_a_damaged_result_is_one_line_whatever_the_study_is_asked_for(
+    plan: Study, file: Path, dira: Dira, tmp_path: Path
+) -> None:
+    jobs = jobs_of(plan)
+    lay_out(jobs, tmp_path / "studies/small")
+    path = jobs[-1].folder(Path("studies/small")) / "result.json"
+    (tmp_path / path).write_text("[]")
+    for flags in ([], ["--tables"], ["--dry-run"]):
+        code, _, err = dira("study", str(file), *flags)
+        assert code == 2
+        assert f"{path} is damaged: remove it, and start the study again" in err
+        assert "Traceback" not in err
 
 
 def test_failed_jobs_are_named_with_their_cause_and_the_rest_is_counted(

@@ -115,3 +115,21 @@ def test_a_changed_study_adds_jobs_but_changes_none(plan: Study, tmp_path: Path)
     lay_out(other, study)
     with pytest.raises(RunFolderError, match=r"asked for something else \(weights"):
         lay_out(jobs_of(plan), study)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{"])
+def test_a_job_that_is_damaged_is_named_before_others_are_done(
+    plan: Study, tmp_path: Path, text: str
+) -> None:
+    jobs = jobs_of(plan)
+    lay_out(jobs, tmp_path)
+    folder = jobs[0].folder(tmp_path)
+    (folder / "result.json").write_text(text)
+    with pytest.raises(RunFolderError, match=r"result.json is damaged: remove it, and start"):
+        lay_out(jobs, tmp_path)
+    (folder / "asked.json").write_text(text)
+    with pytest.raises(RunFolderError) as found:
+        lay_out(jobs, tmp_path)
+    assert str(found.value).endswith(
+        f"asked.json is damaged: remove {folder}, and start the study again"
+    )

@@ -5,19 +5,35 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from dira_core.errors import RunFolderError
+from dira_core.study.estimate import Estimate
 from dira_core.study.formats import html, latex, markdown
 from dira_core.study.jobs import Cell, Job
 from dira_core.study.plan import Arm, Study
-from dira_core.study.results import collect, comparisons, csv_text, entries, with_all_seeds
+from dira_core.study.predictions import Predictions
+from dira_core.study.results import (
+    Outcome,
+    collect,
+    comparisons,
+    counted,
+    csv_text,
+    entries,
+    flat,
+    with_all_seeds,
+)
 from dira_core.study.statistics import t_test
 from dira_core.study.tables import Table, Text, all_tables, ranked
 from dira_core.study.writing import write_results
+from dira_core.targets import Labels
+from dira_core.transfer import scoring
+from dira_core.transfer.metrics import segmentation_scores
 
 AUC = {"random": 0.60, "di": 0.70, "dir": 0.71, "dira": 0.80}
 PLAN = Study.model_validate(
@@ -140,6 +156,109 @@ def test_results_are_written_in_every_format_and_say_what_is_missing(
     assert {row["score"] for row in lines_of} == {"auc", "auc =cmd|sick"}
     assert len(lines_of) == 2 * 23
     assert csv_text([]) == "\n"
+
+
+CLASSES = ["sick", "no\u00a0finding", "=hard\nto see", "one side"]
+
+
+def measured(study: Path, arm: Arm, scored: list[str] | None) -> Job:
+    """Leave what a transfer leaves of a task whose classes differ in how well they are told."""
+    job = finished(study, arm, 1.0, 0)
+    rng = np.random.default_rng(len(arm))
+    truth = np.stack([np.arange(60) // 3 % 2] * 4, 1).astype(float)
+    truth[:, 3] = 0
+    predicted = rng.normal(truth * [1, 0.5, 6, 0]).astype(np.float32).round(3)
+    truth[::7, 0] = np.nan
+    patients = [f"p{i // 2}" for i in range(60)]
+    source: Any = SimpleNamespace(name=lambda index: f"{index}.png")
+    target = Labels(source, CLASSES, None, patients, truth, exclusive=False, scored=scored)
+    table = scoring.score_labels(target, np.arange(60), predicted)
+    folder = job.folder(study)
+    (folder / "transfer/predictions.csv").write_text(scoring.csv_text(table))
+    result = json.loads((folder / "result.json").read_text())
+    result["scores"] = {"fine-tune": table.scores}
+    (folder / "result.json").write_text(json.dumps(result))
+    return job
+
+
+@pytest.mark.parametrize("scored", [None, ["sick", "no\u00a0finding", "one side"]])
+def test_intervals_are_of_the_classes_whose_mean_is_the_score(
+    scored: list[str] | None, tmp_path: Path
+) -> None:
+    jobs = [measured(tmp_path, arm, scored) for arm in ("random", "di")]
+    for outcome in collect(jobs, tmp_path):
+        table, classes = Predictions(outcome.predictions), counted(outcome, "auc")
+        assert classes is not None
+        once = np.ones((1, len(table.images)))
+        assert table.weighted("auc", classes, once) == pytest.approx([outcome.scores["auc"]])
+    write_results(PLAN, jobs, tmp_path)
+    for entry in json.loads((tmp_path / "results.json").read_text())["entries"]:
+        low, high = entry["interval"]
+        assert low < entry["mean"] < high
+        assert abs((low + high) / 2 - entry["mean"]) < 2
+
+
+@pytest.mark.parametrize("scored", [None, ["sick"]])
+def test_results_that_do_not_say_which_classes_count_have_an_interval_if_all_do(
+    scored: list[str] | None, tmp_path: Path
+) -> None:
+    job = measured(tmp_path, "di", scored)
+    path = job.folder(tmp_path) / "result.json"
+    result = json.loads(path.read_text())
+    del result["scores"]["fine-tune"]["scored"]
+    path.write_text(json.dumps(result))
+    said = "\n".join(write_results(PLAN, [job], tmp_path))
+    [entry] = json.loads((tmp_path / "results.json").read_text())["entries"]
+    assert (entry["interval"] is None) == bool(scored)
+    assert ("no intervals: moco di of chest fine-tune 1 (an older dira" in said) == bool(scored)
+
+
+def test_all_classes_of_masks_count() -> None:
+    counts = np.array([[[3, 4, 5, 6], [0, 0, 0, 0]], [[1, 4, 4, 7], [2, 2, 2, 2]]])
+    scores = segmentation_scores(counts, [[1.0, None], [2.0, 0.0]], ["lung", "heart"], "px")
+    cell = Cell("moco", "di", "chest", "fine-tune", 1.0, 0)
+    outcome = Outcome(cell, "fine-tune", dict(flat(scores)), Path(), 0, 1.0)
+    assert (
+        counted(outcome, "dice_per_image") == counted(outcome, "iou_per_image") == ["lung", "heart"]
+    )
+
+
+def test_weights_whose_score_is_not_defined_are_named_with_the_reason(
+    jobs: list[Job], tmp_path: Path
+) -> None:
+    for job in jobs:
+        assert job.cell is not None
+        if job.cell.arm == "dira" and job.cell.fraction == 1:
+            path = job.folder(tmp_path) / "result.json"
+            path.write_text(re.sub(r'("mean"|"=cmd.sick"): [0-9.]+', r"\1: null", path.read_text()))
+    [*_, done, last] = write_results(PLAN, jobs, tmp_path)
+    assert "24 of 24 jobs are done" in done
+    assert last.startswith("left out: moco dira of chest fine-tune 1 (auc is not defined")
+    assert last.count("moco dira") == 1
+    dice = {"chest": {**PLAN.targets["chest"].model_dump(), "metric": "dice_per_image"}}
+    other = Study.model_validate({**PLAN.model_dump(), "targets": dice})
+    last = write_results(other, jobs, tmp_path)[-1]
+    assert " and 3 more (there is no dice_per_image of this task, change targets.chest" in last
+
+
+def test_a_study_of_one_arm_says_that_nothing_is_compared(jobs: list[Job], tmp_path: Path) -> None:
+    of = [job for job in jobs if job.cell is not None and job.cell.arm == "dira"]
+    [*_, last] = write_results(PLAN, of, tmp_path)
+    assert "nothing is compared: a comparison needs two arms of one task" in last
+    assert "only moco dira has values" in last
+    assert "nothing is compared" not in write_results(PLAN, jobs, tmp_path)[-1]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"seconds": 1', "\udcff"])
+def test_a_damaged_result_is_named_with_the_way_out(
+    text: str, jobs: list[Job], tmp_path: Path
+) -> None:
+    path = jobs[3].folder(tmp_path) / "result.json"
+    path.write_text(text, errors="surrogateescape")
+    for read in (lambda: collect(jobs, tmp_path), lambda: Estimate(jobs, tmp_path)):
+        with pytest.raises(RunFolderError) as found:
+            read()
+        assert str(found.value) == f"{path} is damaged: remove it, and start the study again"
 
 
 HOSTILE = [

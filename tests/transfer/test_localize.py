@@ -19,10 +19,11 @@ from dira_core.errors import DataError, RecipeError
 from dira_core.testing import TinyBackbone
 from dira_core.transfer import boxes
 from dira_core.transfer.heatmaps import grad_cam, scaled
-from dira_core.transfer.localize import localize, tuned
+from dira_core.transfer.localize import localize
 from dira_core.transfer.networks import Classifier
 from dira_core.transfer.overlays import SIDE, coloured, overlay
 from dira_core.transfer.truths import read_truths
+from dira_core.transfer.tuned import tuned
 
 
 def random_boxes(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -256,3 +257,84 @@ def test_what_cannot_be_localized_says_the_way_out(transferred: Path, tmp_path: 
         localize(transferred, file, tmp_path / "out")
     with pytest.raises(RecipeError, match="holds no finished transfer"):
         localize(tmp_path, file, tmp_path / "out")
+
+
+def rewritten(labelled: Path, changes: dict[str, dict[str, str]]) -> None:
+    """Change cells of a file of labels, by image."""
+    with labelled.open(newline="") as file:
+        lines = [line | changes.get(line["image"], {}) for line in csv.DictReader(file)]
+    with labelled.open("w", newline="") as file:
+        writer = csv.DictWriter(file, lines[0])
+        writer.writeheader()
+        writer.writerows(lines)
+
+
+ALL = [f"{i:02}.png" for i in range(48)]
+SINCE = {
+    "the parts of two patients swapped": (
+        {name: {"split": "test"} for name in ALL[:2]}
+        | {name: {"split": "train"} for name in ALL[32:34]},
+        r"different: test images\)",
+    ),
+    "a class renamed": (
+        {ALL[i]: {"finding": "zz"} for i in range(48) if i // 2 % 2},
+        r"different: classes, parts, test images\)",
+    ),
+    "classes exchanged": (
+        {ALL[i]: {"finding": ("bright", "dim")[i // 2 % 2]} for i in range(48)},
+        r"different: test images\)",
+    ),
+    "a training image left out": ({"00.png": {"split": ""}}, r"different: parts\)"),
+}
+
+
+@pytest.mark.parametrize("case", SINCE)
+def test_labels_or_parts_that_are_not_those_of_the_transfer_are_refused(
+    transferred: Path, labelled: Path, tmp_path: Path, case: str
+) -> None:
+    changes, different = SINCE[case]
+    before = labelled.read_text()
+    rewritten(labelled, changes)
+    file = write(tmp_path / "b.csv", "image,label,x,y,w,h", *(f"{a},dim,9,9,9,9" for a in ALL))
+    with pytest.raises(DataError, match="labels or split changed since the transfer") as caught:
+        localize(transferred, file, tmp_path / "out")
+    assert caught.match(different)
+    assert caught.match("restore them, or transfer again into another --out")
+    assert not (tmp_path / "out").exists()
+    labelled.write_text(before)
+    assert len(tuned(transferred).learned) == 32
+
+
+def test_an_image_replaced_since_the_transfer_is_refused(transferred: Path, labelled: Path) -> None:
+    Image.new("L", (32, 32)).save(labelled.parent / "40.png")
+    with pytest.raises(DataError, match=r"different: images\)"):
+        tuned(transferred)
+
+
+@pytest.mark.parametrize("size", [(320, 320), (3, 3), (32, 20)])
+def test_a_mask_of_another_size_than_its_image_is_refused(
+    transferred: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("L", size, 255).save(tmp_path / "m.png")
+    file = write(tmp_path / "m.csv", "image,label,mask", "40.png,dim,m.png")
+    across = f"the mask of 40.png is {size[0]} x {size[1]} px, the image 32 x 32: give masks of"
+    with pytest.raises(DataError, match=across):
+        localize(transferred, file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("box", ["5000,3,4,4", "3,32,4,4", "-9,3,9,4"])
+def test_a_box_outside_of_its_image_is_refused(transferred: Path, tmp_path: Path, box: str) -> None:
+    file = write(
+        tmp_path / "b.csv", "image,label,x,y,w,h", "40.png,dim,3,3,4,4", f"40.png,dim,{box}"
+    )
+    x, y, *_ = box.split(",")
+    message = rf"a box of 'dim' in 40.png \(x {x}, y {y}\) lies outside of the image, 32 x 32 px"
+    with pytest.raises(DataError, match=message):
+        localize(transferred, file, tmp_path / "out")
+
+
+def test_a_box_that_reaches_over_the_edge_is_compared(transferred: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "b.csv", "image,label,x,y,w,h", "40.png,dim,-3,30,36,9")
+    found = localize(transferred, file, tmp_path / "out", overlays=1)
+    assert found["findings"]["dim"]["pointing_by_chance"] == pytest.approx(2 / 32)

@@ -213,6 +213,66 @@ def test_what_is_finished_is_not_done_again_and_another_transfer_needs_another_f
         measure_transfer("random", plan, tmp_path / "mine")
 
 
+@pytest.mark.parametrize("column", ["finding", "split", "patient"])
+def test_a_result_of_other_labels_is_not_taken_for_that_of_these(
+    labelled: Path, tmp_path: Path, column: str
+) -> None:
+    measure_transfer("random", labels_of(labelled, "way=knn"), tmp_path / "out")
+    table = rows(labelled)
+    for one, two in zip(table[:8], table[34:42], strict=True):  # of training, of testing
+        one[column], two[column] = two[column], one[column]
+    with labelled.open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+    with pytest.raises(RunFolderError, match=r"another transfer \(different: labels\)"):
+        measure_transfer("random", labels_of(labelled, "way=knn"), tmp_path / "out")
+
+
+def test_targets_are_alike_where_all_that_is_known_of_their_images_is(labelled: Path) -> None:
+    def fingerprint() -> str:
+        found: str = make("target", plan_of("masks", labelled).target, "full").fingerprint()
+        return found
+
+    before, mask = fingerprint(), labelled.parent / "03-mask.png"
+    assert fingerprint() == before
+    Image.new("L", (32, 32)).save(mask)
+    assert fingerprint() != before
+
+
+def test_a_transfer_that_measured_nothing_yet_may_be_another_one(
+    labelled: Path, tmp_path: Path
+) -> None:
+    gone, folder = labelled.parent / "40.png", tmp_path / "out"
+    gone.rename(tmp_path / "away.png")
+    with pytest.raises(DataError, match="40.png"):
+        measure_transfer("random", labels_of(labelled, "way=knn"), folder)
+    lines = [line for line in labelled.read_text().splitlines() if not line.startswith("40.png")]
+    labelled.write_text("\n".join(lines))
+    found = measure_transfer("random", labels_of(labelled, "way=knn", "k=3"), folder).result
+    assert found["parts"]["test"]["images"] == 15
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"plan"'])
+@pytest.mark.parametrize("name", ["asked.json", "result.json"])
+def test_a_damaged_record_of_a_transfer_is_named(
+    labelled: Path, tmp_path: Path, name: str, damage: str
+) -> None:
+    measure_transfer("random", labels_of(labelled, "way=knn"), tmp_path / "out")
+    (tmp_path / "out" / name).write_text(damage)
+    with pytest.raises(RunFolderError, match=f"{name} is damaged: remove its folder"):
+        measure_transfer("random", labels_of(labelled, "way=knn"), tmp_path / "out")
+
+
+def test_a_class_that_no_test_mask_holds_is_said(labelled: Path, tmp_path: Path) -> None:
+    plan = plan_of("masks", labelled, "target.classes={disc=255,lung=1}", "training.epochs=1")
+    lines: list[str] = []
+    found = measure_transfer("random:0", plan, tmp_path / "out", lines.append).result
+    assert found["scores"]["fine-tune"]["images_with"] == {"disc": 16, "lung": 0}
+    (said,) = [line for line in lines if line.startswith("note")]
+    assert "no test mask holds 'lung'" in said
+
+
 def test_a_fraction_changes_the_training_part_alone(labelled: Path, tmp_path: Path) -> None:
     whole, part = (
         measure_transfer(

@@ -85,6 +85,24 @@ def test_a_tenth_of_the_training_part_stops_training_unless_there_is_a_validatio
     assert 109 not in own.test
 
 
+@pytest.mark.parametrize("column", [None, ["train"] * 60 + ["test"] * 20])
+def test_the_only_patient_of_a_class_trains(column: list[str] | None) -> None:
+    patients, labels = [f"p{i}" for i in range(80)], np.zeros((80, 2))
+    labels[::2, 0] = 1
+    labels[7] = [0, 1]
+    for seed in range(20):
+        parts = split(column, patients, labels, 1.0, seed, seed)
+        assert 7 in parts.train
+        assert len(parts.validation) > 1
+
+
+def test_where_no_class_has_a_second_patient_none_is_left_to_test_on() -> None:
+    with pytest.raises(DataError, match="no class has a second patient to test on"):
+        split(None, ["a", "b"], np.eye(2), 1.0, 0, 0)
+    one_each = split(["train", "train", "test"], ["a", "b", "c"], np.eye(2)[[0, 1, 1]], 1.0, 0, 0)
+    assert one_each.train.tolist() == [0, 1]
+
+
 def test_another_seed_gives_another_order_and_the_same_one_the_same() -> None:
     positions, patients = np.arange(100), [f"p{i}" for i in range(100)]
     strata = np.zeros(100, np.int64)

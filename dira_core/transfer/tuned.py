@@ -1,0 +1,131 @@
+"""A classifier as a finished fine-tuning left it, and the images it learned from."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from dira_core.build import place
+from dira_core.errors import CheckpointError, DataError, RecipeError
+from dira_core.export import Preprocessing, build
+from dira_core.plugins import make
+from dira_core.precision import resolve_device
+from dira_core.targets import Labels
+from dira_core.tensorfiles import read_tensors
+from dira_core.transfer.finetune import BEST
+from dira_core.transfer.images import LabelTask
+from dira_core.transfer.measure import RESULT, described
+from dira_core.transfer.networks import Classifier
+from dira_core.transfer.plan import Plan
+from dira_core.transfer.scoring import file_cell
+from dira_core.transfer.splits import Split, split_of, watched
+from dira_core.transfer.ways import table_name
+from dira_core.weightfiles import Header
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A classifier as `dira transfer` left it.
+
+    Attributes:
+        classifier: In evaluation mode.
+        target: What it was fine-tuned on.
+        task: Reads its images.
+        learned: Positions of the images it was trained with, or stopped by.
+        device: Where it runs.
+    """
+
+    classifier: Classifier
+    target: Labels
+    task: LabelTask
+    learned: frozenset[int]
+    device: torch.device
+
+
+def tuned(folder: Path) -> Tuned:
+    """Read a finished fine-tuning on labels of whole images.
+
+    Raises:
+        RecipeError: The folder holds something else.
+        DataError: Images, labels or split are not those of the transfer.
+        CheckpointError: Its network does not fit.
+    """
+    try:
+        result = json.loads((folder / RESULT).read_text())
+        plan = Plan.model_validate(result["plan"])
+        header = Header.model_validate(result["network"])
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(
+            f"{folder} holds no finished transfer: give the folder of dira transfer ... --target T"
+        ) from error
+    if plan.way != "fine-tune":
+        raise RecipeError(f"{folder} was not fine-tuned but {plan.way}: use --way fine-tune")
+    target = make("target", plan.target, header.window)
+    if not isinstance(target, Labels):
+        raise RecipeError(f"{folder} was trained with masks: localisation is of labels alone")
+    if header.dims != 2:
+        raise RecipeError(f"{folder} was trained on volumes: localisation is of flat images alone")
+    parts = watched(split_of(target, plan), plan.training.least_validation)
+    check_unchanged(target, parts, result, folder / table_name("fine-tune", plan))
+    prepare = Preprocessing(header.channels, header.size, header.window)
+    backbone = build("backbone", header.backbone or {}, header.channels, header.dims)
+    classifier = Classifier(backbone, len(target.classes))
+    try:
+        classifier.load_state_dict(read_tensors(folder / BEST))
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{folder / BEST} does not fit: do the transfer again") from error
+    device = resolve_device(plan.device)
+    place(classifier.eval(), device, channels_last=plan.channels_last)
+    learned = frozenset(np.union1d(parts.train, parts.validation).tolist())
+    task = LabelTask(target, prepare, plan, header.dims)
+    return Tuned(classifier, target, task, learned, device)
+
+
+def check_unchanged(target: Labels, parts: Split, result: dict[str, Any], table: Path) -> None:
+    """Refuse a target that is not what a transfer learned from and was tested on.
+
+    Args:
+        target: As it is now.
+        parts: Of it, as the transfer would take them now.
+        result: What the transfer's result.json says.
+        table: The transfer's predictions: names and labels of its test images.
+
+    Raises:
+        DataError: They differ.
+        RecipeError: The table cannot be read.
+    """
+    tests = [[file_cell(target.source, i), *_labels(target.labels[i])] for i in parts.test.tolist()]
+    same = {
+        "images": result.get("images") == target.source.fingerprint(),
+        "classes": result.get("classes") == list(target.classes),
+        "parts": result.get("parts") == described(target, parts),
+        "test images": _tested(table, len(target.classes)) == tests,
+    }
+    changed = [name for name, unchanged in same.items() if not unchanged]
+    if changed:
+        raise DataError(
+            f"labels or split changed since the transfer (different: {', '.join(changed)}): "
+            "restore them, or transfer again into another --out"
+        )
+
+
+def _tested(table: Path, classes: int) -> list[list[str]]:
+    """Return the name and the labels of each image in a table of predictions."""
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.reader(file))[1:]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RecipeError(f"{table} cannot be read: do the transfer again") from error
+    return [[*row[:1], *row[2 : 2 + classes]] for row in rows]
+
+
+def _labels(values: Array) -> list[str]:
+    return ["" if np.isnan(value) else f"{value:g}" for value in values]
