@@ -6,6 +6,7 @@ import errno
 import functools
 import hashlib
 import itertools
+import json
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from dira_core.errors import DiraError, ResourceError, RunFolderError, did_you_mean
 
@@ -82,6 +84,15 @@ def digest(path: Path) -> str:
     """Return the sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None where the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def unused(path: Path) -> Path:

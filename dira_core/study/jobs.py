@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dira_core.errors import RecipeError, RunFolderError
-from dira_core.files import write_atomic
+from dira_core.files import read_record, write_atomic
 from dira_core.layering import Layer, gather
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
@@ -65,19 +65,10 @@ class Job:
         """
         path = self.folder(study) / RESULT
         keys = ["seconds"] if self.cell is None else ["seconds", "scores", "pretraining"]
-        found = record(path)
+        found = read_record(path)
         if found is None or any(key not in found for key in keys):
             raise RunFolderError(f"{path} is damaged: remove it, and start the study again")
         return found
-
-
-def record(path: Path) -> dict[str, Any] | None:
-    """Read a JSON file of a job; None where it is damaged."""
-    try:
-        found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 @dataclass(frozen=True)
@@ -234,7 +225,7 @@ def lay_out(jobs: Sequence[Job], study: Path) -> None:
         folder, text = job.folder(study), json.dumps(job.asked, indent=1)
         path = folder / ASKED
         if path.is_file() and any(each.name != ASKED for each in folder.iterdir()):
-            before = record(path)
+            before = read_record(path)
             if before is None:
                 raise RunFolderError(
                     f"{path} is damaged: remove {folder}, and start the study again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple, final
 
 import numpy as np
@@ -187,12 +188,7 @@ class MaskTask(Task):
     def _mask(self, index: int, box: Tensor) -> tuple[Tensor, Tensor]:
         masks, known = self._target.mask(index)
         shape = self._stored(index).shape
-        if known.shape != shape:
-            name = self._source.name(index)
-            raise DataError(
-                f"the mask of {name} is {_across(known.shape)} px, the image "
-                f"{_across(shape)}: give masks of the images' size"
-            )
+        check_mask(self._source.name(index), known.shape, shape)
         inside = tuple(slice(first, last) for first, last in box.tolist())
         both = torch.from_numpy(np.concatenate([masks, known[None]])[:, *inside].copy())
         sides = sides_of(self._size, len(inside))
@@ -204,5 +200,19 @@ def _flip(images: Tensor, rows: Tensor) -> Tensor:
     return torch.where(rows.view(-1, *[1] * (images.dim() - 1)), images.flip(-1), images)
 
 
-def _across(shape: tuple[int, ...]) -> str:
+def check_mask(name: str, mask: Sequence[int], image: Sequence[int]) -> None:
+    """Refuse the mask of an image, by the shapes of both.
+
+    Raises:
+        DataError: They differ.
+    """
+    if tuple(mask) != tuple(image):
+        raise DataError(
+            f"the mask of {name} is {across(mask)} px, the image {across(image)}: "
+            "give masks of the images' size"
+        )
+
+
+def across(shape: Sequence[int]) -> str:
+    """Return a shape as people say it: width first."""
     return " x ".join(map(str, reversed(shape)))

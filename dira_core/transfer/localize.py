@@ -17,6 +17,7 @@ from dira_core.escaping import printable, text_cell
 from dira_core.files import digest, write_atomic, writing
 from dira_core.transfer import boxes, extra
 from dira_core.transfer.heatmaps import grad_cam
+from dira_core.transfer.images import across, check_mask
 from dira_core.transfer.overlays import overlay
 from dira_core.transfer.scoring import Predicted, csv_text, file_cell
 from dira_core.transfer.truths import SYNONYMS, Truth, read_truths
@@ -147,19 +148,16 @@ def check_place(truth: Truth, shape: Sequence[int]) -> None:
     Raises:
         DataError: Its mask has another size, or a box lies outside of the image.
     """
-    name, size = printable(truth.image), _across(shape)
-    if truth.mask is not None and truth.mask.shape != tuple(shape):
-        raise DataError(
-            f"the mask of {name} is {_across(truth.mask.shape)} px, the image {size}: "
-            "give masks of the images' size"
-        )
+    name = printable(truth.image)
+    if truth.mask is not None:
+        check_mask(name, truth.mask.shape, shape)
     (height, width), (low, high) = shape, (truth.boxes[..., 0], truth.boxes[..., 1])
     outside = ((high <= 0) | (low >= (height, width))).any(1)
     if outside.any():
         (y, _), (x, _) = truth.boxes[outside][0].tolist()
         raise DataError(
             f"a box of {truth.label!r:.60} in {name} (x {x:g}, y {y:g}) lies outside of the image, "
-            f"{size} px: give boxes in px of the stored image"
+            f"{across(shape)} px: give boxes in px of the stored image"
         )
 
 
@@ -227,10 +225,6 @@ def summary(cases: Sequence[Case]) -> dict[str, Any]:
         "iobb": boxes.localisation([case.iobb for case in cases], boxes.T_IOBB),
         "iou": boxes.localisation([case.iou for case in cases], boxes.T_IOU),
     }
-
-
-def _across(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, reversed(shape)))
 
 
 def _cells(case: Case) -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from dira_core import toml
 from dira_core.build import repeatable
 from dira_core.errors import DataError, RunFolderError
-from dira_core.files import TEMPORARY, write_atomic
+from dira_core.files import TEMPORARY, read_record, write_atomic
 from dira_core.lock import owned
 from dira_core.plugins import make
 from dira_core.targets import Labelled, Labels
@@ -139,13 +139,10 @@ def record(path: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: It is damaged.
     """
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        if isinstance(found, dict):
-            return found
-    except (OSError, ValueError):
-        pass
-    raise RunFolderError(f"{path} is damaged: remove its folder, or use another --out")
+    found = read_record(path)
+    if found is None:
+        raise RunFolderError(f"{path} is damaged: remove its folder, or use another --out")
+    return found
 
 
 def check_truth(labels: np.ndarray[Any, Any]) -> None:

@@ -23,12 +23,10 @@ from dira_core.transfer.images import LabelTask
 from dira_core.transfer.measure import RESULT, described
 from dira_core.transfer.networks import Classifier
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.scoring import file_cell
+from dira_core.transfer.scoring import file_cell, label_cells
 from dira_core.transfer.splits import Split, split_of, watched
 from dira_core.transfer.ways import table_name
 from dira_core.weightfiles import Header
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,9 @@ def check_unchanged(target: Labels, parts: Split, result: dict[str, Any], table:
         DataError: They differ.
         RecipeError: The table cannot be read.
     """
-    tests = [[file_cell(target.source, i), *_labels(target.labels[i])] for i in parts.test.tolist()]
+    tests = [
+        [file_cell(target.source, i), *label_cells(target.labels[i])] for i in parts.test.tolist()
+    ]
     same = {
         "images": result.get("images") == target.source.fingerprint(),
         "classes": result.get("classes") == list(target.classes),
@@ -125,7 +125,3 @@ def _tested(table: Path, classes: int) -> list[list[str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise RecipeError(f"{table} cannot be read: do the transfer again") from error
     return [[*row[:1], *row[2 : 2 + classes]] for row in rows]
-
-
-def _labels(values: Array) -> list[str]:
-    return ["" if np.isnan(value) else f"{value:g}" for value in values]
