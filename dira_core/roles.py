@@ -250,6 +250,10 @@ class Source(ABC):
         """
         return None
 
+    def there(self, index: int) -> bool:
+        """Say whether the image's file or files exist, without opening them."""
+        return True
+
 
 class Tracker(ABC):
     """Somewhere metrics go, beside metrics.jsonl. Its failure never stops a run."""

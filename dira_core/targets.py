@@ -42,6 +42,10 @@ class Labelled(ABC):
             for index, who in enumerate(self.patients)
         ]
 
+    def there(self, index: int) -> bool:
+        """Say whether the files of an image, and of what is known of it, exist; none is opened."""
+        return self.source.there(index)
+
     def fingerprint(self) -> str:
         """Return a digest of all that is known of the images: labels or masks, split, patients.
 

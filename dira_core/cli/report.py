@@ -25,7 +25,7 @@ def report(
     from dira_core.report.run import run_page
     from dira_core.report.study import study_page
     from dira_core.runfolder import RECIPE
-    from dira_core.study.writing import STUDY
+    from dira_core.study.plan import STUDY
 
     if (folder / STUDY).is_file():
         page = study_page(folder)

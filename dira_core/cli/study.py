@@ -18,7 +18,7 @@ from dira_core.errors import DiraError
 from dira_core.lock import owned
 from dira_core.signals import EXIT_PREEMPTED
 from dira_core.study.jobs import Job, jobs_of, lay_out
-from dira_core.study.plan import Study, read_study
+from dira_core.study.plan import Study, keep, read_study
 from dira_core.study.running import LOCK, carry_out
 from dira_core.study.workers import Here, Submitted
 
@@ -50,6 +50,8 @@ def study(
     """
     plan = read_study(file)
     found, folder = jobs_of(plan), out or Path("studies") / file.stem
+    if not tables:
+        check(found, folder)
     if dry_run:
         show(found, folder)
         return
@@ -57,11 +59,20 @@ def study(
         failed: dict[str, str] = {}
         if not tables:
             lay_out(found, folder)
+        keep(plan, folder)
+        if not tables:
             again = shlex.join(command(file, out, jobs, slurm=slurm))
             failed = do(found, folder, plan, jobs, again, slurm=slurm)
         write(plan, found, folder)
     if failed:
         raise DiraError(named(failed))
+
+
+def check(found: Sequence[Job], folder: Path) -> None:
+    """Open every task, before hours of pretraining."""
+    from dira_core.study.opening import check_targets
+
+    check_targets(found, folder)
 
 
 def command(file: Path, out: Path | None, jobs: int, *, slurm: bool) -> list[str]:

@@ -75,6 +75,10 @@ class FileSource(Source, ABC):
             return None
         return digests.of_files(slices or [path])
 
+    def there(self, index: int) -> bool:
+        """Say whether the file, or the folder of a series, exists."""
+        return os.path.exists(self.path(index))
+
     def fingerprint(self) -> str:
         """Return a digest of the paths and sizes of the files, in order; nothing is opened.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,10 @@ class FileMasks(Masks):
     files: Sequence[Path]
     values: Mapping[str, int]
     ignore: int | None
+
+    def there(self, index: int) -> bool:
+        """Say whether the files of an image and of its mask exist."""
+        return super().there(index) and os.path.exists(self.files[index])
 
     def mask(self, index: int) -> tuple[Array, Array]:
         """Read and tell classes apart; raises as the base class says."""

@@ -12,12 +12,12 @@ from markupsafe import Markup
 
 from dira_core.report.charts import Interval, intervals
 from dira_core.report.page import Chart, Page, Pictures, Section, png
-from dira_core.report.run import keys, sections, stored
+from dira_core.report.run import keys, sections
 from dira_core.study.formats import html
 from dira_core.study.jobs import LOCALIZED, RUN, Job, jobs_of
-from dira_core.study.plan import Study
+from dira_core.study.plan import kept
 from dira_core.study.results import collect
-from dira_core.study.writing import STUDY, said, tabulated
+from dira_core.study.writing import said, tabulated
 from dira_core.transfer.localize import OVERLAYS
 
 
@@ -27,7 +27,7 @@ def study_page(folder: Path) -> Page:
     Raises:
         DiraError: A recipe or a task of it cannot be resolved here.
     """
-    study = Study.model_validate(stored(folder / STUDY))
+    study = kept(folder)
     jobs = jobs_of(study)
     tables, record = tabulated(study, jobs, collect(jobs, folder))
     record["jobs"] = {"all": len(jobs), "done": sum(job.done(folder) for job in jobs)}

@@ -9,9 +9,12 @@ from pydantic import Field, JsonValue, StringConstraints, ValidationError, model
 
 from dira_core import toml
 from dira_core.components import Options
-from dira_core.errors import RecipeError
+from dira_core.errors import RecipeError, RunFolderError
+from dira_core.files import write_atomic
 from dira_core.problems import explain
 from dira_core.transfer.plan import Way
+
+STUDY = "study.json"
 
 Arm = Literal["random", "imagenet", "di", "dir", "dira"]
 Metric = Literal["auc", "dice_per_image", "iou_per_image"]
@@ -108,6 +111,26 @@ def read_study(path: Path) -> Study:
         return Study.model_validate(values)
     except ValidationError as error:
         raise explain(error, Study, values, {}) from error
+
+
+def keep(study: Study, folder: Path) -> None:
+    """Write a study into its folder, from where a report reads it."""
+    write_atomic(folder / STUDY, study.model_dump_json(indent=1).encode())
+
+
+def kept(folder: Path) -> Study:
+    """Read the study of a folder.
+
+    Raises:
+        RunFolderError: It is damaged.
+    """
+    path = folder / STUDY
+    try:
+        return Study.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"{path} is damaged: start the study again, it is written anew") from (
+            error
+        )
 
 
 def require_submitit() -> None:

@@ -26,7 +26,7 @@ from dira_core.study.results import (
 from dira_core.study.statistics import interval, spread
 from dira_core.study.tables import Table, all_tables
 
-RESULTS, TABLES, STUDY = "results.json", "tables.md", "study.json"
+RESULTS, TABLES = "results.json", "tables.md"
 
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Tables</title>
 <style>body{{font:15px/1.45 system-ui,sans-serif;margin:2em auto;max-width:75em;padding:0 1em}}
@@ -42,7 +42,6 @@ def write_results(study: Study, jobs: Sequence[Job], folder: Path) -> list[str]:
     tables, record = tabulated(study, jobs, outcomes)
     record["jobs"] = {"all": len(jobs), "done": sum(job.done(folder) for job in jobs)}
     text = markdown([*tables]) + "\n" + said(study, record)
-    write_atomic(folder / STUDY, study.model_dump_json(indent=1).encode())
     write_atomic(folder / "results.csv", csv_text(outcomes).encode())
     write_atomic(folder / RESULTS, json.dumps(record, indent=1, allow_nan=False).encode())
     write_atomic(folder / TABLES, text.encode())

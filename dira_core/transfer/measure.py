@@ -13,7 +13,7 @@ import numpy as np
 
 from dira_core import toml
 from dira_core.build import repeatable
-from dira_core.errors import DataError, RunFolderError
+from dira_core.errors import RunFolderError
 from dira_core.files import TEMPORARY, read_record, write_atomic
 from dira_core.lock import owned
 from dira_core.plugins import make
@@ -22,9 +22,10 @@ from dira_core.transfer import extra
 from dira_core.transfer.finetune import STATE
 from dira_core.transfer.leaks import Overlap, overlap
 from dira_core.transfer.networks import Start, start
+from dira_core.transfer.opening import parted
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.scoring import csv_text
-from dira_core.transfer.splits import Split, split_of, watched
+from dira_core.transfer.splits import Split, watched
 from dira_core.transfer.ways import Said, predictions, table_name
 
 RESULT, PLAN, ASKED, LOCK = "result.json", "plan.toml", "asked.json", "transfer.lock"
@@ -65,9 +66,7 @@ def measure_transfer(
     began = time.monotonic()
     begun = start(str(weights), plan)
     target: Labelled = make("target", plan.target, begun.prepare.window)
-    parts = split_of(target, plan)
-    if isinstance(target, Labels):
-        check_truth(target.labels[parts.test])
+    parts = parted(target, plan)
     tuned = plan.way == "fine-tune"  # the others have nothing to stop
     parts = watched(parts, plan.training.least_validation if tuned else len(target.source))
     asked: dict[str, Any] = {
@@ -143,20 +142,6 @@ def record(path: Path) -> dict[str, Any]:
     if found is None:
         raise RunFolderError(f"{path} is damaged: remove its folder, or use another --out")
     return found
-
-
-def check_truth(labels: np.ndarray[Any, Any]) -> None:
-    """Refuse test labels that are neither known nor unknown.
-
-    Raises:
-        DataError: One lies between 0 and 1.
-    """
-    soft = int(((labels > 0) & (labels < 1)).any(1).sum())
-    if soft:
-        raise DataError(
-            f"{soft} test images have labels between 0 and 1: only training images may; move them "
-            "there, or choose how uncertain labels count"
-        )
 
 
 def facts(begun: Start, target: Labelled, parts: Split, plan: Plan) -> Iterator[str]:

@@ -44,6 +44,10 @@ class Stacked(Source):
         """Return that of the first."""
         return self._sources[0].digest(index)
 
+    def there(self, index: int) -> bool:
+        """Say whether the files of all exist."""
+        return all(each.there(index) for each in self._sources)
+
     def fingerprint(self) -> str:
         """Return a digest of those of all."""
         joined = "".join(each.fingerprint() for each in self._sources)

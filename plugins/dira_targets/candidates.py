@@ -64,6 +64,10 @@ class Candidates(Source):
             self._digests[volume] = self._volumes.digest(volume)
         return self._digests[volume]
 
+    def there(self, index: int) -> bool:
+        """Say whether the file of its volume exists."""
+        return self._volumes.there(self._of[index])
+
     def frame(self, index: int) -> tuple[np.ndarray, tuple[int, ...]]:
         """Return the affine of a box, as of an image, and its shape; raises as `read` does."""
         if index not in self._frames:

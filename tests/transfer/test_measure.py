@@ -29,8 +29,8 @@ from dira_core.transfer.finetune import FineTuning
 from dira_core.transfer.images import LabelTask, MaskTask
 from dira_core.transfer.leaks import Overlap, common
 from dira_core.transfer.losses import one_of_several
-from dira_core.transfer.measure import check_truth
 from dira_core.transfer.networks import classifier, segmenter, start
+from dira_core.transfer.opening import check_truth
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.splits import split_of
 from dira_core.weightfiles import Header
@@ -502,3 +502,15 @@ def test_the_command_prints_what_the_result_holds(
     for name in ("plain", "re-measured"):
         assert f"{found['scores'][name]['auc']['mean']:.4f}" in out
     assert found["plan"]["seed"] == 2
+
+
+@pytest.mark.parametrize("name", ["40.png", "40-mask.png"])
+def test_missing_files_of_test_images_end_a_transfer_before_it_trains(
+    small_net: None, labelled: Path, tmp_path: Path, name: str
+) -> None:
+    (labelled.parent / name).unlink()
+    with pytest.raises(
+        DataError, match=r"1 of 48 images, or their masks, are not there \(40.png\)"
+    ):
+        measure_transfer("random", plan_of("masks", labelled), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,77 @@
+"""Open every task of a study once, before hours of pretraining."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dira_core.errors import DataError, RecipeError, RunFolderError
+from dira_core.escaping import printable
+from dira_core.plugins import make
+from dira_core.study.jobs import JOBS, Job
+from dira_core.study.omitted import listed
+from dira_core.targets import Labelled
+from dira_core.transfer import extra
+from dira_core.transfer.opening import parted
+from dira_core.transfer.plan import Plan
+from dira_core.transfer.truths import SYNONYMS, read_truths
+
+
+def check_targets(jobs: Sequence[Job], study: Path) -> None:
+    """See that every transfer can begin, and that those that are done were of the same images.
+
+    Args:
+        jobs: Of the study.
+        study: Its folder.
+
+    Raises:
+        DataError: Images or labels of a task are not there, or cannot be parted.
+        RecipeError: Its options do not fit it, or a library is missing.
+        RunFolderError: Some of its jobs are done, of other images or labels.
+    """
+    extra.require()
+    of_target: dict[str, list[Job]] = {}
+    for job in jobs:
+        if job.cell is not None:
+            of_target.setdefault(job.cell.target, []).append(job)
+    for name, several in of_target.items():
+        try:
+            target = opened(several)
+        except (DataError, RecipeError) as error:
+            raise type(error)(f"targets.{name}: {error}") from error
+        changed = [job.name for job in several if job.done(study) and not same(job, study, target)]
+        if changed:
+            raise RunFolderError(
+                f"targets.{name}: its images or labels changed since {len(changed)} of its jobs "
+                f"were done ({changed[0]}): take the change back, remove "
+                f"{study / JOBS / 'transfer' / name}, or use another --out"
+            )
+
+
+def opened(jobs: Sequence[Job]) -> Labelled:
+    """Open the target of some jobs, and its truth; part it for each of them."""
+    plans = [Plan.model_validate(job.asked["plan"]) for job in jobs]
+    target: Labelled = make("target", plans[0].target, plans[0].window or "auto")
+    for plan in {(plan.fraction, plan.label_seed): plan for plan in plans}.values():
+        parted(target, plan)
+    wanted = next((job.asked["localize"] for job in jobs if "localize" in job.asked), None)
+    if wanted is not None:
+        truth = Path(wanted["truth"])
+        labels = {each.label for each in read_truths(truth, SYNONYMS | wanted["renamed"])}
+        if labels.isdisjoint(target.classes):
+            found, classes = (
+                listed(dict.fromkeys(map(printable, names)))
+                for names in (sorted(labels), target.classes)
+            )
+            raise DataError(
+                f"{printable(truth.name)} has findings of {found or 'nothing'}, the task tells "
+                f"{classes} apart: name them alike, or rename some by `renamed`"
+            )
+    return target
+
+
+def same(job: Job, study: Path, target: Labelled) -> bool:
+    """Say whether a job that is done was of the images and labels a target has now."""
+    found = job.result(study)
+    now = {"images": target.source.fingerprint(), "labels": target.fingerprint()}
+    return all(found.get(key, value) == value for key, value in now.items())
