@@ -234,6 +234,7 @@ def dira_targets() -> Iterable[Component]:
                 "epochs": 200,
                 "least_steps": 10,
                 "least_validation": 5,
+                "few_passes": 250,
                 "patience": 20,
                 "plateau": None,
                 "crop": (0.485, 1.0),

@@ -28,10 +28,18 @@ from dira_core.loading import said
 from dira_core.plugins import installed
 
 
+INTERRUPTED = 130
+"""What typer leaves with after Ctrl-C."""
+
+
 def main() -> None:
     """Run the command line; an error a user can mend is one plain line and its exit code."""
     try:
         command_line()(prog_name="dira")
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            tell("interrupted; what was saved stays, and --help says how to go on", err=True)
+        raise
     except DiraError as error:
         # no markup: rich would swallow "[cpu]"
         tell(f"error: {error}", err=True)

@@ -42,6 +42,9 @@ CHEST = {
 }
 """How findings of chest radiographs are fine-tuned."""
 
+OF_MASKS = 250
+"""Passes over few images: a decoder needs more of them than a linear layer."""
+
 LUNGS = {
     "training": {
         "optimizer": {"name": "adam", "lr": 1e-3, "weight_decay": 0.0, "schedule": "epoch-cosine"},
@@ -49,6 +52,7 @@ LUNGS = {
         "epochs": 200,
         "least_steps": 4,  # Montgomery has no more: part of its labels trains as long
         "least_validation": 5,
+        "few_passes": OF_MASKS,
         "patience": 20,
         "plateau": None,
         "crop": (0.485, 1.0),
@@ -59,7 +63,7 @@ LUNGS = {
 """How masks of chest radiographs are fine-tuned."""
 
 
-def volumes(batch_size: int, patience: int) -> dict[str, Any]:
+def volumes(batch_size: int, patience: int, few_passes: int = 50) -> dict[str, Any]:
     """Return how volumes are fine-tuned in Models Genesis; it crops nothing."""
     return {
         "training": {
@@ -68,6 +72,7 @@ def volumes(batch_size: int, patience: int) -> dict[str, Any]:
             "epochs": 10_000,
             "least_steps": 7,  # LiTS has no more
             "least_validation": 5,
+            "few_passes": few_passes,
             "patience": patience,
             "plateau": 6,
             "crop_p": 0.0,
@@ -114,7 +119,7 @@ def dira_targets() -> Iterable[Component]:
         summary="masks of nodules in 1,018 chest CTs",
         paper="Armato et al., Med Phys 38(2), 2011",
         dims=(3,),
-        defaults=volumes(16, 50),
+        defaults=volumes(16, 50, OF_MASKS),
     )
     yield Component(
         "lits",
@@ -123,7 +128,7 @@ def dira_targets() -> Iterable[Component]:
         summary="masks of the liver in 130 abdominal CTs",
         paper="Bilic et al., MedIA 84, 2023, arXiv:1901.04056",
         dims=(3,),
-        defaults=volumes(16, 20),
+        defaults=volumes(16, 20, OF_MASKS),
     )
     yield Component(
         "brats",
@@ -132,7 +137,7 @@ def dira_targets() -> Iterable[Component]:
         summary="masks of the whole tumour in 285 brain MRIs",
         paper="Bakas et al., arXiv:1811.02629",
         dims=(3,),
-        defaults=volumes(16, 30),
+        defaults=volumes(16, 30, OF_MASKS),
     )
     yield Component(
         "chestxray14",

@@ -118,8 +118,10 @@ def test_an_error_a_user_can_mend_is_plain_and_has_its_exit_code(dira: Dira) -> 
     assert err.splitlines()[-1] == "error: nothing in [folder]"
 
 
-def test_an_interrupt_exits_with_130(dira: Dira) -> None:
-    assert dira("interrupted")[0] == 130
+def test_an_interrupt_exits_with_130_and_one_line(dira: Dira) -> None:
+    code, out, err = dira("interrupted")
+    assert (code, out) == (130, "")
+    assert err.endswith("interrupted; what was saved stays, and --help says how to go on\n")
 
 
 def test_wrong_usage_exits_with_2(dira: Dira) -> None:
