@@ -65,7 +65,7 @@ class Table:
     def check(self, files: Sequence[Path]) -> None:
         """Refuse a file, one a line, that is not there."""
         for file, line in zip(files, self.lines, strict=True):
-            if not file.exists():
+            if not os.path.exists(file):  # a name too long is nowhere
                 raise DataError(
                     f"line {line_number(self.path, line)} of {printable(str(self.path))!r} names "
                     f"{printable(file.name)!r}, which is not there: mend the path, or empty the "
@@ -233,8 +233,9 @@ def file_masks(options: MasksOptions, window: Window) -> FileMasks:
         patients = [""] * len(source)
     else:
         table = Table(options.path)
-        images, masks = (table.column(getattr(options, key), key) for key in ("image", "mask"))
-        without = list(compress(images, [not mask for mask in masks]))
+        masks = table.column(options.mask, "mask")
+        images = zip(table.column(options.image, "image"), masks, strict=True)
+        without = [image for image, mask in images if not mask]
         table.keep([bool(mask) for mask in masks])
         if not table.lines:
             raise DataError(f"no line has a mask in column {options.mask!r}: fill in some paths")

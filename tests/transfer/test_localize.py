@@ -257,6 +257,8 @@ def test_only_images_that_did_not_train_are_compared_and_the_command_says_the_sa
     assert f"{found['findings']['dim']['pointing']:.3f}" in out
     code, _, err = dira("localize", str(transferred), *flags[:3], "shining")
     assert (code, err) == (2, "error: --as takes LABEL=CLASS, got 'shining'\n")
+    code, _, err = dira("localize", str(transferred), *flags[:4], "--as", "shining=dim")
+    assert (code, err) == (2, "error: --as renames 'shining' twice: to 'bright' or 'dim'?\n")
 
 
 def test_a_classifier_is_read_back_as_it_was(transferred: Path) -> None:
