@@ -210,7 +210,8 @@ def _results(source: Source, indices: list[int], workers: int) -> Iterator[Findi
         yield from map(files.examine, indices)
         return
     requests = [indices[start : start + AT_ONCE] for start in range(0, len(indices), AT_ONCE)]
-    with closing(Workers(files, workers, timeout=HANGS, pinned=False)) as processes:
+    number = min(workers, len(requests))
+    with closing(Workers(files, number, timeout=HANGS, pinned=False)) as processes:
         try:
             for findings in processes.answers(requests):
                 yield from findings

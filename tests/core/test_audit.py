@@ -58,6 +58,7 @@ def test_an_audit_counts_what_a_folder_holds(images: Path) -> None:
         assert word in advice
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on fewer cores
 def test_reading_in_processes_finds_the_same(images: Path) -> None:
     source = FolderSource(FolderOptions(path=images))
     assert audit(source, workers=2) == audit(source)
@@ -71,7 +72,11 @@ def test_an_interrupt_ends_reading_processes_without_a_word(tmp_path: Path) -> N
         os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
     command = [sys.executable, "-m", "dira_core", "data", "inspect", str(tmp_path)]
     process = subprocess.Popen(
-        [*command, "--workers", "2"], start_new_session=True, stderr=subprocess.PIPE, text=True
+        [*command, "--workers", "2"],
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     while len(children.read_text().split()) < 2:
