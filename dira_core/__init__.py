@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dira_core.data.folder import FileSource as FileSource
     from dira_core.data.labelled import FileMasks as FileMasks
     from dira_core.data.labelled import mask_pixels as mask_pixels
+    from dira_core.data.manifest import find_column as find_column
     from dira_core.data.manifest import read_csv as read_csv
     from dira_core.distributed import gather_rows as gather_rows
     from dira_core.draws import Draws as Draws
@@ -117,7 +118,7 @@ _PUBLIC = {
     "data.cutting": ["whole_images"],
     "data.folder": ["FileSource"],
     "data.labelled": ["FileMasks", "mask_pixels"],
-    "data.manifest": ["read_csv"],
+    "data.manifest": ["find_column", "read_csv"],
     "distributed": ["gather_rows"],
     "draws": ["Draws"],
     "encodings": ["Encoding", "Encodings", "pool"],

@@ -17,9 +17,9 @@ from dira_core.agreement import agree
 from dira_core.blame import blamed
 from dira_core.build import build_source, build_trackers, build_trio
 from dira_core.distributed import from_first, rank
-from dira_core.errors import CheckpointError, DivergedError, PluginError
+from dira_core.errors import CheckpointError, DivergedError, PluginError, RunFolderError
 from dira_core.evaluate import Pause
-from dira_core.files import write_atomic
+from dira_core.files import read_record, write_atomic
 from dira_core.game import Game, shared_out, sheet
 from dira_core.memory import restart_peak, uncollected
 from dira_core.peers import joined, peers_named
@@ -29,7 +29,7 @@ from dira_core.profiling import Profiled
 from dira_core.recipe import Recipe, to_toml
 from dira_core.resume import inherit
 from dira_core.roles import Source
-from dira_core.runfolder import RunFolder, Status
+from dira_core.runfolder import STATUS, RunFolder, Status
 from dira_core.session import Session, pause
 from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
@@ -195,9 +195,20 @@ def owned(home: RunFolder) -> Iterator[RunFolder]:
 
 
 def finished(folder: Path, display: Display) -> Result:
-    """Return how a run that is over ended."""
+    """Return how a run that is over ended.
+
+    Raises:
+        RunFolderError: Its summary is missing or damaged.
+    """
+    path = folder / "summary.json"
+    summary = read_record(path)
+    if summary is None:
+        raise RunFolderError(
+            f"{path} is missing or damaged: remove {STATUS} beside it and resume once more, which "
+            "writes it anew"
+        )
     display.said(f"{folder} is done already")
-    return Result(folder, "done", json.loads((folder / "summary.json").read_text()))
+    return Result(folder, "done", summary)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -38,7 +39,7 @@ class Labelled(ABC):
     def groups(self) -> list[str]:
         """What each image stays together with when images are parted: its patient's, or itself."""
         return [
-            f"patient {who}" if who else f"image {self.source.name(index)}"
+            f"patient {who}" if who else f"image {os.path.normpath(self.source.name(index))}"
             for index, who in enumerate(self.patients)
         ]
 

@@ -27,7 +27,6 @@ from dira_core.errors import DiraError
 from dira_core.loading import said
 from dira_core.plugins import installed
 
-
 INTERRUPTED = 130
 """What typer leaves with after Ctrl-C."""
 

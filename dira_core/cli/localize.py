@@ -52,7 +52,7 @@ def localize(
     from dira_core.transfer.localize import localize as compare
 
     folder = out or transfer / "localize"
-    names = dict(map(_pair, renamed or []))
+    names = _pairs(renamed or [])
     found = compare(transfer, truth, folder, renamed=names, overlays=overlays, said=tell)
     for line in tables(found["findings"]):
         typer.echo(line)
@@ -61,11 +61,15 @@ def localize(
         typer.echo(f"pictures    {folder / OVERLAYS}")
 
 
-def _pair(text: str) -> tuple[str, str]:
-    label, equals, name = text.partition("=")
-    if not (label and equals and name):
-        raise RecipeError(f"--as takes LABEL=CLASS, got {text!r:.60}")
-    return label, name
+def _pairs(texts: Sequence[str]) -> dict[str, str]:
+    names: dict[str, str] = {}
+    for text in texts:
+        label, equals, name = text.partition("=")
+        if not (label and equals and name):
+            raise RecipeError(f"--as takes LABEL=CLASS, got {text!r:.60}")
+        if names.setdefault(label, name) != name:
+            raise RecipeError(f"--as renames {label!r:.60} twice: to {names[label]!r} or {name!r}?")
+    return names
 
 
 def tables(findings: Mapping[str, Any]) -> Iterator[str]:

@@ -7,23 +7,28 @@ import json
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
-from itertools import repeat
-from multiprocessing import get_context
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from torch.utils.data import Dataset
 
 from dira_core.data import Decoded
 from dira_core.data.readers import inspect
+from dira_core.data.workers import Workers
 from dira_core.errors import DataError
-from dira_core.source_options import VolumeOptions
 from dira_core.types import Image
 
 if TYPE_CHECKING:
+    from dira_core.data.folder import FileSource
     from dira_core.roles import Source
+
+AT_ONCE = 16
+"""Files that a process reads in one go."""
+
+HANGS = 3600.0
+"""Seconds after which they are said to hang."""
 
 SIDE = 224
 """The default of `views.size`: smaller images call for a smaller one."""
@@ -133,14 +138,28 @@ def audit(
     return summarise(source, indices, results)
 
 
-def examine(path: Path, slices: list[Path], how: VolumeOptions) -> Finding | str:
-    """Read a file, or slices; return what it is, or why it cannot be read."""
-    try:
-        return _finding(
-            *inspect(path, how.window, how.spacing, first_of_4d=how.first_of_4d, slices=slices)
+class Files(Dataset[None]):
+    """The files of a source, some of them at once."""
+
+    def __init__(self, source: FileSource) -> None:
+        self._source = source
+
+    def __getitems__(self, indices: list[int]) -> list[Finding | str]:
+        return [*map(self.examine, indices)]
+
+    def examine(self, index: int) -> Finding | str:
+        """Read a file, or its slices; return what it is, or why it cannot be read."""
+        path, slices, how = (
+            self._source.path(index),
+            self._source.slices(index),
+            self._source.options,
         )
-    except DataError as error:
-        return str(error)
+        try:
+            return _finding(
+                *inspect(path, how.window, how.spacing, first_of_4d=how.first_of_4d, slices=slices)
+            )
+        except DataError as error:
+            return str(error)
 
 
 def summarise(source: Source, indices: Sequence[int], results: list[Finding | str]) -> Audit:
@@ -186,15 +205,20 @@ def _results(source: Source, indices: list[int], workers: int) -> Iterator[Findi
     if not isinstance(source, FileSource):
         yield from map(partial(_examine_any, source), indices)
         return
-    paths, slices = map(source.path, indices), map(source.slices, indices)
+    files = Files(source)
     if workers == 0:
-        yield from map(examine, paths, slices, repeat(source.options))
+        yield from map(files.examine, indices)
         return
-    try:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            yield from pool.map(examine, paths, slices, repeat(source.options), chunksize=16)
-    except BrokenProcessPool as error:
-        raise DataError("a reading process died: use --workers 0 to see at which file") from error
+    requests = [indices[start : start + AT_ONCE] for start in range(0, len(indices), AT_ONCE)]
+    number = min(workers, len(requests))
+    with closing(Workers(files, number, timeout=HANGS, pinned=False)) as processes:
+        try:
+            for findings in processes.answers(requests):
+                yield from findings
+        except DataError as error:
+            raise DataError(
+                "a reading process died or hangs: use --workers 0 to see at which file"
+            ) from error
 
 
 def _examine_any(source: Source, index: int) -> Finding | str:

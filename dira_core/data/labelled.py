@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from dira_core.data import Window
 from dira_core.data.folder import FileSource, FolderSource
-from dira_core.data.manifest import column_of, line_number, read_csv
+from dira_core.data.manifest import column_of, find_column, line_number, read_csv
 from dira_core.data.readers import decode_path
 from dira_core.errors import DataError, RecipeError, did_you_mean
 from dira_core.escaping import printable
@@ -43,12 +44,12 @@ class Table:
         place = column_of(self.header, name, f"target.{key}")
         return [line[place].strip() for line in self.lines]
 
-    def keep(self, wanted: Sequence[bool]) -> None:
+    def keep(self, wanted: Iterable[bool]) -> None:
         """Leave out the other lines."""
         self.lines = [line for line, keep in zip(self.lines, wanted, strict=True) if keep]
 
     def files(self, name: str, window: Window) -> FileSource:
-        """Return the images that a column names.
+        """Return the images that a column names; paths below its folder are relative to it.
 
         Raises:
             DataError: A line names none.
@@ -57,17 +58,19 @@ class Table:
         if "" in paths:
             number = line_number(self.path, self.lines[paths.index("")])
             raise DataError(f"line {number} names no image: give it a path")
+        above = os.path.join(self.path.parent.absolute(), "")
+        paths = [path.removeprefix(above) for path in paths]
         return FileSource(self.path.parent, paths, VolumeOptions(window=window), Counter())
 
     def split(self, name: str | None) -> list[str] | None:
         """Return the split column, where the file has it."""
-        if name is None or (name == "split" and name not in self.header):
+        if name is None or (name == "split" and find_column(self.header, name) is None):
             return None
         return self.column(name, "split")
 
     def patients(self, name: str | None) -> list[str]:
         """Return who each image shows; nothing where the line, or the file, does not say it."""
-        if name is None or (name == "patient" and name not in self.header):
+        if name is None or (name == "patient" and find_column(self.header, name) is None):
             return [""] * len(self.lines)
         return self.column(name, "patient")
 
@@ -86,33 +89,51 @@ def csv_labels(options: CsvOptions, window: Window) -> Labels:
             "name the column of the class (--set target.label=COLUMN), or columns of 0 and 1 "
             f'(--set target.labels=\'["A", "B"]\'); the file has: {columns}'
         )
+    images = table.column(options.image, "image")
     if options.label is not None:
         cells = table.column(options.label, "label")
         classes = _classes(cells, options.classes)
-        table.keep([cell in classes for cell in cells])
-        labels = np.array([[cell == name for name in classes] for cell in cells if cell in classes])
+        kept = np.array([cell in classes for cell in cells])
+        labels = np.array([[cell == name for name in classes] for cell in cells])
     else:
         classes = list(options.labels)
+        _each_once([name.casefold() for name in classes], "labels")
         columns_of = [table.column(name, "labels") for name in classes]
         labels = np.array(
             [[_binary(cell) for cell in row] for row in zip(*columns_of, strict=True)]
         )
-        table.keep(~np.isnan(labels).all(1))
-        labels = labels[~np.isnan(labels).all(1)]
+        kept = ~np.isnan(labels).all(1)
+    table.keep(kept)
     source = table.files(options.image, window)
     return Labels(
         source,
         tuple(classes),
         table.split(options.split),
         table.patients(options.patient),
-        labels.astype(np.float64),
+        labels[kept].astype(np.float64),
         options.label is not None,
+        notes=left_out("without one of the classes", compress(images, ~kept)),
     )
+
+
+def _each_once(names: Sequence[str], key: str) -> None:
+    """Refuse a class that an option names twice."""
+    for name in names:
+        if names.count(name) > 1:
+            raise RecipeError(f"target.{key} names {name!r:.60} twice: name each class once")
+
+
+def left_out(why: str, names: Iterable[str]) -> list[str]:
+    """Say which images a target leaves out, in one line; in none where there are none."""
+    listed = [printable(name) for name in names]
+    some = ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "")
+    return [f"left out: {len(listed):,} images {why} ({some})"] if listed else []
 
 
 def _classes(cells: Sequence[str], wanted: Sequence[str] | None) -> list[str]:
     """Return the classes of a column: those asked for, or all there are."""
     known = sorted(set(cells) - {""})
+    _each_once(wanted or (), "classes")
     for name in wanted or ():
         if name not in known:
             raise RecipeError(
@@ -200,40 +221,66 @@ def file_masks(options: MasksOptions, window: Window) -> FileMasks:
         RecipeError: A column does not exist, or the folder of masks is not said.
     """
     classes = tuple(options.classes) or ("foreground",)
+    split: list[str] | None = None
     if options.path.is_dir():
-        source, files = _paired(options, window)
-        split, patients = None, [""] * len(source)
+        source, files, without = _paired(options, window)
+        patients = [""] * len(source)
     else:
         table = Table(options.path)
-        table.keep([bool(cell) for cell in table.column(options.mask, "mask")])
+        masks = table.column(options.mask, "mask")
+        images = zip(table.column(options.image, "image"), masks, strict=True)
+        without = [image for image, mask in images if not mask]
+        table.keep([bool(mask) for mask in masks])
         if not table.lines:
             raise DataError(f"no line has a mask in column {options.mask!r}: fill in some paths")
         source = table.files(options.image, window)
-        files = [table.path.parent / cell for cell in table.column(options.mask, "mask")]
+        files = [table.path.parent / mask for mask in masks if mask]
         split = table.split(options.split)
         patients = table.patients(options.patient)
-    return FileMasks(source, classes, split, patients, files, options.classes, options.ignore)
+    notes = left_out("without a mask", without)
+    values, ignore = options.classes, options.ignore
+    return FileMasks(source, classes, split, patients, files, values, ignore, notes=notes)
 
 
-def _paired(options: MasksOptions, window: Window) -> tuple[FileSource, list[Path]]:
-    """Pair the images of a folder with the masks of another by their paths without suffix."""
+def _paired(options: MasksOptions, window: Window) -> tuple[FileSource, list[Path], list[str]]:
+    """Pair the images of a folder with the masks of another by their paths without suffix.
+
+    Returns:
+        Images with a mask, their masks, and the paths of images without one.
+    """
     if options.masks is None:
         raise RecipeError(
             "a folder of images needs the folder of their masks: --set target.masks=FOLDER"
         )
     images = FolderSource(FolderOptions(path=options.path))
     masks = FolderSource(FolderOptions(path=options.masks))
-    place = {_stem(path): masks.path(i) for i, path in enumerate(masks.paths)}
-    paired = [path for path in images.paths if _stem(path) in place]
+    image_of, mask_of = _by_stem(images), _by_stem(masks)
+    paired = [path for stem, path in image_of.items() if stem in mask_of]
     if not paired:
         raise DataError(
             f"no image of {printable(str(options.path))!r} has a mask of its name in "
             f"{printable(str(options.masks))!r}: name them alike (a/1.png and a/1.png)"
         )
     source = FileSource(options.path, paired, VolumeOptions(window=window), Counter())
-    return source, [place[_stem(path)] for path in paired]
+    files = [options.masks / mask_of[stem] for stem in image_of if stem in mask_of]
+    return source, files, [path for stem, path in image_of.items() if stem not in mask_of]
 
 
-def _stem(path: str) -> str:
-    """Return a path without its suffix, which may be .nii.gz."""
-    return str(Path(path.removesuffix(".gz")).with_suffix(""))
+def _by_stem(source: FileSource) -> dict[str, str]:
+    """Return the paths of a folder by what they are without a suffix, which may be .nii.gz.
+
+    Raises:
+        DataError: Two are alike without it.
+    """
+    found: dict[str, str] = {}
+    for path in source.paths:
+        base = path.removesuffix(".gz")
+        suffix = os.path.splitext(base)[1]
+        stem = base if suffix[1:].isdigit() else base.removesuffix(suffix)  # digits: of a UID
+        other = found.setdefault(stem, path)
+        if other != path:
+            raise DataError(
+                f"{printable(other)!r} and {printable(path)!r} in {printable(str(source.root))!r} "
+                "differ by their suffix alone, and masks are found by names without it: keep one"
+            )
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from dira_core.errors import DataError, RecipeError, did_you_mean
 from dira_core.escaping import printable
 from dira_core.source_options import ManifestOptions
 
+SYNONYMS = {"patient": ("patient", "patient_id", "patientid", "patient id")}
+"""What else a column may be called; the first of these that a file has is taken."""
+
 
 class ManifestSource(FileSource):
     """One image a line of a CSV file, in its order; paths are absolute or start at its folder.
@@ -23,7 +26,7 @@ class ManifestSource(FileSource):
     Attributes:
         classes: Texts of the label column over all splits, sorted; a label is a position in it,
             -1 where the column is empty. None without a label column.
-        patients: Digests of the texts of a column called patient, -1 where it is empty.
+        patients: Digests of the texts of a column of patients, -1 where it is empty.
         splits: Positions in `split_names` of the texts of a column called split, or None.
 
     Raises:
@@ -47,11 +50,11 @@ class ManifestSource(FileSource):
             raise DataError(f"line {number} of the manifest names no image: give it a path")
         if names is not None:
             self.labels = _numbers(_texts(lines, names), self.classes or [])
-        if header.count("patient") == 1:
-            known = list(_texts(lines, header.index("patient")))
-            self.patients = digests.of_texts(known)
-        if header.count("split") == 1:
-            known = list(_texts(lines, header.index("split")))
+        patient, part = find_column(header, "patient"), find_column(header, "split")
+        if patient is not None:
+            self.patients = digests.of_texts(list(_texts(lines, patient)))
+        if part is not None:
+            known = list(_texts(lines, part))
             self.split_names = sorted(set(known))
             self.splits = _numbers(known, self.split_names)
         super().__init__(options.path.parent, paths, options, Counter())
@@ -82,6 +85,8 @@ def read_csv(path: Path) -> tuple[list[str], list[Line]]:
         raise DataError(f"manifest {name!r} is not a regular file")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
+            _check_commas(file.readline(), name)
+            file.seek(0)
             reader = csv.reader(file, strict=True)
             header = [cell.strip() for cell in next(reader, [])]
             lines = list(filter(None, reader))
@@ -101,6 +106,17 @@ def read_csv(path: Path) -> tuple[list[str], list[Line]]:
     return header, lines
 
 
+def _check_commas(header: str, name: str) -> None:
+    """Refuse a file whose columns something else separates, as some programs for tables do."""
+    others = {";": "';'", "\t": "tabs"}
+    used = [said for mark, said in others.items() if mark in header and "," not in header]
+    if used:
+        raise DataError(
+            f"the columns of manifest {name!r} are separated by {used[0]}, dira reads commas: "
+            "save it with commas"
+        )
+
+
 def line_number(path: Path, wanted: Line) -> int:
     """Return the number of the first line of a CSV file with these cells, counted from 1."""
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -108,21 +124,36 @@ def line_number(path: Path, wanted: Line) -> int:
         return next(reader.line_num for line in reader if line == wanted)
 
 
-def column_of(header: list[str], name: str, key: str) -> int:
+def find_column(header: Sequence[str], name: str) -> int | None:
+    """Return where a column is, in upper or lower case or by a synonym; None if it is nowhere.
+
+    Raises:
+        RecipeError: Several columns have that name.
+    """
+    for known in SYNONYMS.get(name, (name,)):
+        found = [i for i, each in enumerate(header) if each.casefold() == known.casefold()]
+        if len(found) > 1:
+            alike = " and ".join(repr(header[i]) for i in found)
+            raise RecipeError(f"the manifest has several columns {alike}: rename all but one")
+        if found:
+            return found[0]
+    return None
+
+
+def column_of(header: Sequence[str], name: str, key: str) -> int:
     """Return where a column is.
 
     Args:
         header: Names of the columns.
-        name: Of the one that is wanted.
+        name: Of the one that is wanted, in upper or lower case.
         key: Of the recipe, that chose it.
 
     Raises:
         RecipeError: There is none of that name, or several.
     """
-    if header.count(name) == 1:
-        return header.index(name)
-    if name in header:
-        raise RecipeError(f"the manifest has several columns {name!r}: rename all but one")
+    found = find_column(header, name)
+    if found is not None:
+        return found
     columns = ", ".join(printable(column) for column in header)
     raise RecipeError(
         f"the manifest has no column {name!r}{did_you_mean(name, header)}; set {key} to "

@@ -14,7 +14,7 @@ from dira_core import toml
 from dira_core.errors import DiraError
 from dira_core.files import digest
 from dira_core.health import SIGNS
-from dira_core.lines import read_lines
+from dira_core.lines import parsed, read_lines
 from dira_core.report.charts import Points, curves
 from dira_core.report.page import Chart, Page, Section
 from dira_core.report.pictures import pictures
@@ -153,6 +153,9 @@ def keys(table: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def stored(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty where there is none."""
-    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    return content
+    """Return the object in a JSON file; empty where there is none.
+
+    Raises:
+        RunFolderError: It is damaged.
+    """
+    return parsed(path.read_bytes(), str(path)) if path.is_file() else {}

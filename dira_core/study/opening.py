@@ -12,9 +12,10 @@ from dira_core.study.jobs import JOBS, Job
 from dira_core.study.omitted import listed
 from dira_core.targets import Labelled
 from dira_core.transfer import extra
+from dira_core.transfer.localize import check_classes
 from dira_core.transfer.opening import parted
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.truths import SYNONYMS, read_truths
+from dira_core.transfer.truths import read_truths
 
 
 def check_targets(jobs: Sequence[Job], study: Path) -> None:
@@ -57,7 +58,8 @@ def opened(jobs: Sequence[Job]) -> Labelled:
     wanted = next((job.asked["localize"] for job in jobs if "localize" in job.asked), None)
     if wanted is not None:
         truth = Path(wanted["truth"])
-        labels = {each.label for each in read_truths(truth, SYNONYMS | wanted["renamed"])}
+        check_classes(wanted["renamed"], target.classes)
+        labels = {each.label for each in read_truths(truth, wanted["renamed"])}
         if labels.isdisjoint(target.classes):
             found, classes = (
                 listed(dict.fromkeys(map(printable, names)))

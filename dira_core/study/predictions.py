@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dira_core.errors import RunFolderError
 from dira_core.escaping import text_cell
+from dira_core.study.jobs import RESULT
 from dira_core.study.plan import Metric
 from dira_core.study.statistics import Array, resampled, weighted_auc, weighted_mean
 
@@ -24,13 +26,24 @@ class Predictions:
 
     Args:
         path: The CSV file that it left.
+
+    Raises:
+        RunFolderError: It is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
-        with path.open(newline="", encoding="utf-8") as file:
-            self._rows = list(csv.DictReader(file))
-        self.images = [row["image"] for row in self._rows]
-        self._patients = [int(row["patient"]) for row in self._rows]
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                self._rows = list(csv.DictReader(file))
+            self.images = [row["image"] for row in self._rows]
+            self._patients = [int(row["patient"]) for row in self._rows]
+            if not self._rows:
+                raise ValueError("no line")
+        except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+            raise RunFolderError(
+                f"{path} is missing or damaged: remove it and {path.parents[1] / RESULT}, and "
+                "start the study again"
+            ) from error
 
     def draws(self, metric: Metric, scored: Sequence[str]) -> Array:
         """Return the metric for each bootstrap draw of patients, (DRAWS,).

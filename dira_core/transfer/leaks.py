@@ -63,21 +63,23 @@ class Overlap:
 
     def count(self) -> str:
         """Say what was seen."""
-        found = [] if self.images is None else [f"{self.images} of the test images"]
+        found = [f"{self.images} of the test images"] if self.images else []
         if self.patients:
             found.append(f"patients of the same id as those of {self.patients} test images")
         return ", and ".join(found)
 
     def line(self) -> str:
         """Say it in one line."""
-        if self.images is None and not self.patients:
-            return f"not known whether pretraining saw test images: {self.why_not}"
         also = f"; {self.why_not}" if self.why_not else ""
         if self.untrained:
             return "untrained weights saw no image"
         if self.images or self.patients:
             return f"WARNING: pretraining saw {self.count()}{also}"
-        return f"no test image was seen in pretraining{also}"
+        if self.images is None:
+            return f"not known whether pretraining saw test images{also}"
+        if self.why_not:
+            return f"no test image is known to have been seen in pretraining, but {self.why_not}"
+        return "no test image was seen in pretraining"
 
 
 def overlap(weights: str, target: Labelled, test: np.ndarray[Any, Any]) -> Overlap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,21 +13,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from dira_core.errors import DataError, did_you_mean
+from dira_core.errors import DataError, RecipeError, did_you_mean
 from dira_core.escaping import printable, text_cell
 from dira_core.files import digest, write_atomic, writing
+from dira_core.lock import owned
 from dira_core.transfer import boxes, extra
 from dira_core.transfer.heatmaps import grad_cam
 from dira_core.transfer.images import across, check_mask
 from dira_core.transfer.overlays import overlay
 from dira_core.transfer.scoring import Predicted, csv_text, file_cell
-from dira_core.transfer.truths import SYNONYMS, Truth, read_truths
+from dira_core.transfer.truths import Truth, at_line, read_truths
 from dira_core.transfer.tuned import Tuned, tuned
 from dira_core.transfer.ways import Said
 
 Array = np.ndarray[Any, Any]
 
 RESULT, PLACES, OVERLAYS = "localization.json", "localization.csv", "overlays"
+LOCK = "localize.lock"
 HEADER = ["image", "finding", "pointed inside", "by chance", "boxes found", "best iou", "best iobb"]
 
 
@@ -77,13 +80,14 @@ def localize(
     """
     extra.require(extra.HEAT_MAPS)
     ready = tuned(folder)
-    truths, notes = usable(read_truths(file, SYNONYMS | dict(renamed or {})), ready)
+    check_classes(renamed or {}, ready.target.classes)
+    truths, notes = usable(read_truths(file, renamed or {}), ready)
     for note in notes:
         said(note)
     for index, truth in truths:
-        check_place(truth, ready.task.read(index).pixels.shape[1:])
+        check_place(file, truth, ready.task.read(index).pixels.shape[1:])
     cases, rows = [], []
-    with writing(out):
+    with owned(out, LOCK), writing(out):
         (out / OVERLAYS).mkdir(parents=True, exist_ok=True)
         for old in (out / OVERLAYS).glob("[0-9][0-9][0-9][0-9]-*.png"):
             old.unlink()
@@ -94,16 +98,30 @@ def localize(
             if number < overlays:
                 name = re.sub(r"[^A-Za-z0-9]+", "-", truth.label)
                 picture.save(out / OVERLAYS / f"{number:04}-{name}.png")
-    result = {
-        "transfer": str(folder),
-        "truth_sha256": digest(file),
-        "levels": list(boxes.LEVELS),
-        "notes": notes,
-        "findings": {name: summary(of) for name, of in by_finding(cases).items()},
-    }
-    write_atomic(out / PLACES, csv_text(Predicted({}, HEADER, rows)).encode())
-    write_atomic(out / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
+        result = {
+            "transfer": str(folder),
+            "truth_sha256": digest(file),
+            "levels": list(boxes.LEVELS),
+            "notes": notes,
+            "findings": {name: summary(of) for name, of in by_finding(cases).items()},
+        }
+        write_atomic(out / PLACES, csv_text(Predicted({}, HEADER, rows)).encode())
+        write_atomic(out / RESULT, json.dumps(result, indent=1, allow_nan=False).encode())
     return result
+
+
+def check_classes(renamed: Mapping[str, str], classes: Sequence[str]) -> None:
+    """Refuse names that no class of the task has.
+
+    Raises:
+        RecipeError: There is one.
+    """
+    for label, name in renamed.items():
+        if name not in classes:
+            raise RecipeError(
+                f"{label!r:.60} cannot be renamed to {name!r:.60}, which is no class of the task"
+                f"{did_you_mean(name, classes)}; it has: {', '.join(map(printable, classes[:20]))}"
+            )
 
 
 def usable(truths: Sequence[Truth], ready: Tuned) -> tuple[list[tuple[int, Truth]], list[str]]:
@@ -114,12 +132,12 @@ def usable(truths: Sequence[Truth], ready: Tuned) -> tuple[list[tuple[int, Truth
     """
     source, classes = ready.target.source, ready.target.classes
     names = [source.name(index) for index in range(len(source))]
-    whole = {name: index for index, name in enumerate(names)}
+    whole = {os.path.normpath(name): index for index, name in enumerate(names)}
     short = {Path(name).name: index for index, name in enumerate(names)}
     unique = len(short) == len(names)
     kept, unknown, elsewhere, learned = [], set(), 0, 0
     for truth in truths:
-        index = whole.get(truth.image)
+        index = whole.get(os.path.normpath(truth.image))
         if index is None and unique:
             index = short.get(Path(truth.image).name)
         if truth.label not in classes:
@@ -142,23 +160,25 @@ def usable(truths: Sequence[Truth], ready: Tuned) -> tuple[list[tuple[int, Truth
     return kept, [f"compared: {len(kept)} findings in images it has not seen", *notes]
 
 
-def check_place(truth: Truth, shape: Sequence[int]) -> None:
-    """Refuse a truth that is not of an image of a shape (H, W), as stored.
+def check_place(file: Path, truth: Truth, shape: Sequence[int]) -> None:
+    """Refuse a truth of a file that is not of an image of a shape (H, W), as stored.
 
     Raises:
         DataError: Its mask has another size, or a box lies outside of the image.
     """
     name = printable(truth.image)
     if truth.mask is not None:
-        check_mask(name, truth.mask.shape, shape)
+        with at_line(file, truth.lines[0]):
+            check_mask(name, truth.mask.shape, shape)
     (height, width), (low, high) = shape, (truth.boxes[..., 0], truth.boxes[..., 1])
     outside = ((high <= 0) | (low >= (height, width))).any(1)
-    if outside.any():
-        (y, _), (x, _) = truth.boxes[outside][0].tolist()
-        raise DataError(
-            f"a box of {truth.label!r:.60} in {name} (x {x:g}, y {y:g}) lies outside of the image, "
-            f"{across(shape)} px: give boxes in px of the stored image"
-        )
+    for which in np.flatnonzero(outside)[:1]:
+        (y, _), (x, _) = truth.boxes[which].tolist()
+        with at_line(file, truth.lines[which]):
+            raise DataError(
+                f"a box of {truth.label!r:.60} in {name} (x {x:g}, y {y:g}) lies outside of the "
+                f"image, {across(shape)} px: give boxes in px of the stored image"
+            )
 
 
 def examined(ready: Tuned, index: int, truth: Truth) -> tuple[Case, Any]:

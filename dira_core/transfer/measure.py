@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from dira_core import toml
 from dira_core.build import repeatable
 from dira_core.errors import RunFolderError
+from dira_core.escaping import printable
 from dira_core.files import TEMPORARY, read_record, write_atomic
 from dira_core.lock import owned
 from dira_core.plugins import make
@@ -77,8 +78,11 @@ def measure_transfer(
     }
     with owned(folder, LOCK):
         if known := finished(folder, asked):
-            said(f"{folder} is done already")
-            return Transferred(folder, known)
+            lost = [name for name in tables(known, plan) if not (folder / name).is_file()]
+            if not lost:
+                said(f"{folder} is done already")
+                return Transferred(folder, known)
+            said(f"{', '.join(lost)} of {folder} is gone: measured again")
         write_atomic(folder / PLAN, toml.write(asked["plan"]).encode())
         write_atomic(folder / ASKED, json.dumps(asked, indent=1).encode())
         for line in facts(begun, target, parts, plan):
@@ -122,7 +126,11 @@ def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     if all(map(TEMPORARY.fullmatch, names - own)):  # nothing was measured yet
         return None
     if not own:
-        raise RunFolderError(f"{folder} holds something else than a transfer: use another --out")
+        first = ", ".join(map(printable, sorted(names)[:3]))
+        raise RunFolderError(
+            f"{folder} holds something else than a transfer ({len(names)} files or folders, such "
+            f"as {first}): use a new or an empty folder as --out"
+        )
     before = record(folder / ASKED)
     changed = [key for key in asked if before.get(key) != asked[key]]
     if changed:
@@ -130,6 +138,11 @@ def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
             f"{folder} holds another transfer (different: {', '.join(changed)}): use another --out"
         )
     return record(folder / RESULT) if RESULT in names else None
+
+
+def tables(result: Mapping[str, Any], plan: Plan) -> list[str]:
+    """Return the names of the files of predictions that a result is of."""
+    return [table_name(name, plan) for name in result.get("scores", {})]
 
 
 def record(path: Path) -> dict[str, Any]:

@@ -39,7 +39,8 @@ def classification_scores(
     Returns:
         "auc" and "average_precision": mean over scored classes, "by_class", and those "left_out" of
         the mean because the images show only one of their sides; "accuracy": part of the images
-        whose likeliest class is right, or of the known labels that p >= 0.5 gets right.
+        whose likeliest class is right, or of the known labels that p >= 0.5 gets right; "scored":
+        the classes whose mean counts.
 
     Raises:
         DivergedError: A score is not finite.
@@ -52,6 +53,7 @@ def classification_scores(
         "auc": _by_class(roc_auc_score, truth, scores, classes, mean_of),
         "average_precision": _by_class(average_precision_score, truth, scores, classes, mean_of),
         "accuracy": accuracy(truth, scores, exclusive=exclusive),
+        "scored": list(mean_of),
     }
 
 

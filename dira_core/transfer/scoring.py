@@ -55,13 +55,12 @@ def score_labels(target: Labels, test: Array, predicted: Array) -> Predicted:
         [
             file_cell(target.source, int(index)),
             str(numbers[row]),
-            *label_cells(truth[row]),
+            *("" if np.isnan(value) else f"{value:g}" for value in truth[row]),
             *(f"{value:.6g}" for value in predicted[row]),
         ]
         for row, index in enumerate(test)
     ]
-    scored = classes if target.scored is None else target.scored
-    return Predicted({**found, "scored": list(scored)}, header, rows)
+    return Predicted(found, header, rows)
 
 
 def score_masks(
@@ -122,11 +121,6 @@ def _cells(counts: Array, distances: Sequence[float | None]) -> list[str]:
         cells += [f"{dice(of):.6g}", f"{iou(of):.6g}"]
         cells.append("" if distance is None else f"{distance:.6g}")
     return cells
-
-
-def label_cells(labels: Array) -> list[str]:
-    """Return the labels (K,) of an image as they stand in a table; empty where not known."""
-    return ["" if np.isnan(value) else f"{value:g}" for value in labels]
 
 
 def file_cell(source: Source, index: int) -> str:

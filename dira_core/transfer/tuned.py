@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from dira_core.build import place
 from dira_core.errors import CheckpointError, DataError, RecipeError
 from dira_core.export import Preprocessing, build
+from dira_core.files import read_record
 from dira_core.plugins import make
 from dira_core.precision import resolve_device
 from dira_core.targets import Labels
 from dira_core.tensorfiles import read_tensors
 from dira_core.transfer.finetune import BEST
 from dira_core.transfer.images import LabelTask
-from dira_core.transfer.measure import RESULT, described
+from dira_core.transfer.measure import RESULT
 from dira_core.transfer.networks import Classifier
 from dira_core.transfer.plan import Plan
-from dira_core.transfer.scoring import file_cell, label_cells
-from dira_core.transfer.splits import Split, split_of, watched
-from dira_core.transfer.ways import table_name
+from dira_core.transfer.splits import split_of, watched
 from dira_core.weightfiles import Header
 
 
@@ -57,12 +55,13 @@ def tuned(folder: Path) -> Tuned:
         CheckpointError: Its network does not fit.
     """
     try:
-        result = json.loads((folder / RESULT).read_text())
+        result = read_record(folder / RESULT) or {}
         plan = Plan.model_validate(result["plan"])
         header = Header.model_validate(result["network"])
-    except (OSError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise RecipeError(
-            f"{folder} holds no finished transfer: give the folder of dira transfer ... --target T"
+            f"{folder} holds no finished transfer, or its {RESULT} is damaged: give the folder of "
+            "dira transfer ... --target T"
         ) from error
     if plan.way != "fine-tune":
         raise RecipeError(f"{folder} was not fine-tuned but {plan.way}: use --way fine-tune")
@@ -72,14 +71,17 @@ def tuned(folder: Path) -> Tuned:
     if header.dims != 2:
         raise RecipeError(f"{folder} was trained on volumes: localisation is of flat images alone")
     parts = watched(split_of(target, plan), plan.training.least_validation)
-    check_unchanged(target, parts, result, folder / table_name("fine-tune", plan))
+    check_unchanged(target, result)
     prepare = Preprocessing(header.channels, header.size, header.window)
     backbone = build("backbone", header.backbone or {}, header.channels, header.dims)
     classifier = Classifier(backbone, len(target.classes))
     try:
         classifier.load_state_dict(read_tensors(folder / BEST))
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"{folder / BEST} does not fit: do the transfer again") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder / BEST} is missing, damaged or of another network: remove {RESULT} beside "
+            "it, and do the transfer again"
+        ) from error
     device = resolve_device(plan.device)
     place(classifier.eval(), device, channels_last=plan.channels_last)
     learned = frozenset(np.union1d(parts.train, parts.validation).tolist())
@@ -87,41 +89,20 @@ def tuned(folder: Path) -> Tuned:
     return Tuned(classifier, target, task, learned, device)
 
 
-def check_unchanged(target: Labels, parts: Split, result: dict[str, Any], table: Path) -> None:
+def check_unchanged(target: Labels, result: dict[str, Any]) -> None:
     """Refuse a target that is not what a transfer learned from and was tested on.
 
     Args:
         target: As it is now.
-        parts: Of it, as the transfer would take them now.
         result: What the transfer's result.json says.
-        table: The transfer's predictions: names and labels of its test images.
 
     Raises:
         DataError: They differ.
-        RecipeError: The table cannot be read.
     """
-    tests = [
-        [file_cell(target.source, i), *label_cells(target.labels[i])] for i in parts.test.tolist()
-    ]
-    same = {
-        "images": result.get("images") == target.source.fingerprint(),
-        "classes": result.get("classes") == list(target.classes),
-        "parts": result.get("parts") == described(target, parts),
-        "test images": _tested(table, len(target.classes)) == tests,
-    }
-    changed = [name for name, unchanged in same.items() if not unchanged]
+    now = {"images": target.source.fingerprint(), "labels": target.fingerprint()}
+    changed = [name for name, known in now.items() if result.get(name) != known]
     if changed:
         raise DataError(
-            f"labels or split changed since the transfer (different: {', '.join(changed)}): "
-            "restore them, or transfer again into another --out"
+            "images, labels, patients or split changed since the transfer (different: "
+            f"{', '.join(changed)}): restore them, or transfer again into another --out"
         )
-
-
-def _tested(table: Path, classes: int) -> list[list[str]]:
-    """Return the name and the labels of each image in a table of predictions."""
-    try:
-        with table.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.reader(file))[1:]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RecipeError(f"{table} cannot be read: do the transfer again") from error
-    return [[*row[:1], *row[2 : 2 + classes]] for row in rows]

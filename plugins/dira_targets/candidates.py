@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dira_core import DataError, Draws, FileSource, Image, Labels, Source, read_csv
+from dira_core import (
+    DataError,
+    Draws,
+    FileSource,
+    Image,
+    Labels,
+    Source,
+    find_column,
+    read_csv,
+)
 from dira_targets.files import columns, source, tally
 from dira_targets.options import CandidatesOptions, Luna16Options
 
@@ -197,21 +207,21 @@ def read(options: CandidatesOptions, window: Any) -> Labels:
     more = {
         name: [cell for (cell,) in columns(options.path, name)]
         for name in ("patient", "split")
-        if name in header
+        if find_column(header, name) is not None
     }
     images = list(dict.fromkeys(row[0] for row in rows))
     number = {image: n for n, image in enumerate(images)}
     places = numbers([row[1:4] for row in rows])
     if not {row[4] for row in rows} <= {"0", "1"}:
         raise DataError("the column label of candidates takes 0 and 1")
-    patients = more.get("patient", [row[0] for row in rows])
+    patients = more.get("patient", [""] * len(rows))
     listed = Listed(
         source(options.path.parent, images, window),
         [number[row[0]] for row in rows],
         places * LPS if options.axes == "LPS" else places,
         np.array([row[4] == "1" for row in rows]),
         more.get("split"),
-        [who or row[0] for who, row in zip(patients, rows, strict=True)],
+        [who or os.path.normpath(row[0]) for who, row in zip(patients, rows, strict=True)],
     )
     return labelled("candidates", listed, options)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dira_core import DataError, FileSource, VolumeOptions, read_csv
+from dira_core import DataError, FileSource, VolumeOptions, find_column, read_csv
 
 
 def first_file(folder: Path, *names: str) -> Path:
@@ -27,17 +27,18 @@ def first_file(folder: Path, *names: str) -> Path:
 
 
 def columns(path: Path, *names: str) -> list[tuple[str, ...]]:
-    """Return the cells of some columns, line by line.
+    """Return the cells of some columns, in upper or lower case, line by line.
 
     Raises:
         DataError: The file cannot be read, or lacks one of them.
     """
     header, lines = read_csv(path)
-    missing = [name for name in names if name not in header]
+    places = {name: find_column(header, name) for name in names}
+    missing = [name for name, place in places.items() if place is None]
     if missing:
         raise DataError(f"{path.name} has no column {', '.join(missing)}: is it the original file?")
-    places = [header.index(name) for name in names]
-    return [tuple(line[place].strip() for place in places) for line in lines]
+    chosen = [place for place in places.values() if place is not None]
+    return [tuple(line[place].strip() for place in chosen) for line in lines]
 
 
 def lines_of(path: Path) -> set[str]:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +58,35 @@ def test_an_audit_counts_what_a_folder_holds(images: Path) -> None:
         assert word in advice
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on fewer cores
 def test_reading_in_processes_finds_the_same(images: Path) -> None:
     source = FolderSource(FolderOptions(path=images))
     assert audit(source, workers=2) == audit(source)
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_reading_processes_without_a_word(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    Pillow.fromarray(rng.integers(0, 60000, (1500, 1500), np.uint16)).save(tmp_path / "0.png")
+    for number in range(1, 400):
+        os.link(tmp_path / "0.png", tmp_path / f"{number}.png")
+    command = [sys.executable, "-m", "dira_core", "data", "inspect", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--workers", "2"],
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while len(children.read_text().split()) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(0.4)  # processes that begin anew would still be importing
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: all of them
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said.strip() in ("", "Aborted.")
 
 
 def test_a_limit_reads_images_spread_over_the_source(images: Path) -> None:

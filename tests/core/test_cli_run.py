@@ -164,6 +164,24 @@ def test_resuming_a_finished_run_changes_nothing_and_is_no_error(dira: Dira) -> 
     assert before == {p: p.read_bytes() for p in Path("runs/run").rglob("*") if p.is_file()}
 
 
+def test_a_finished_run_whose_summary_is_damaged_says_how_to_write_it_anew(dira: Dira) -> None:
+    dira("run", *SMALL, "--name", "run")
+    path = Path("runs/run/summary.json")
+    before = json.loads(path.read_text())
+    for damage in ("", "[]", None):
+        path.unlink() if damage is None else path.write_text(damage)
+        code, _, err = dira("run", "--resume", "runs/run")
+        assert code == 2
+        said = f"error: {path} is missing or damaged: remove status.json beside it and resume"
+        assert said in err
+    Path("runs/run/status.json").unlink()
+    assert dira("run", "--resume", "runs/run")[0] == 0
+    again = json.loads(path.read_text())
+    assert {key: again[key] for key in ("steps", "before")} == {
+        key: before[key] for key in ("steps", "before")
+    }
+
+
 def test_a_resumed_run_may_change_what_decides_nothing_about_weights(
     dira: Dira, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from PIL import Image as Pillow
 
 from dira_core.data.folder import FolderSource
 from dira_core.data.manifest import ManifestSource
+from dira_core.digests import of_texts
 from dira_core.errors import DataError, RecipeError
 from dira_core.escaping import printable
 from dira_core.source_options import FolderOptions, ManifestOptions
@@ -147,6 +148,14 @@ def test_a_manifest_keeps_its_order_and_sorts_its_classes(images: Path) -> None:
     assert np.array_equal(source.read(2).pixels[0], expected)
 
 
+@pytest.mark.parametrize("name", ["patient", "Patient", "PATIENT_ID"])
+def test_patients_and_split_of_a_manifest_are_found_in_any_case(images: Path, name: str) -> None:
+    source = manifest(images / "m.csv", f"IMAGE,{name},Split\nb.png,1,a\nIMG001,,b\n")
+    assert source.patients is not None
+    assert source.patients.tolist() == of_texts(["1", ""]).tolist()
+    assert source.split_names == ["a", "b"]
+
+
 def test_labels_mean_the_same_in_every_split(images: Path) -> None:
     text = LINES + "b.png,bee,test\n"
     test = manifest(images / "m.csv", text, label="label", split="test")
@@ -184,6 +193,7 @@ def test_paths_of_a_manifest_may_be_absolute_but_pipes_are_never_opened(
         (LINES, {"label": "lable"}, "no column 'lable', did you mean 'label'"),
         (LINES, {"split": "tran"}, "split 'tran', did you mean 'train'"),
         ("image,image\na,b\n", {}, "several columns 'image'"),
+        ("image,split,Split\na,b,c\n", {}, "several columns 'split' and 'Split'"),
     ],
 )
 def test_wrong_columns_and_splits_name_the_nearest(
@@ -200,6 +210,8 @@ def test_wrong_columns_and_splits_name_the_nearest(
         (b"image\n", "has no lines"),
         (b"image\n \n", "line 2 of the manifest names no image"),
         (b"image,label\nb.png\n", "line 2 .* has 1 cells"),
+        (b"image;label\nb.png;0,5\n", "separated by ';', dira reads commas: save it with commas"),
+        (b'"image"\t"label"\nb.png\tx\n', "separated by tabs, dira reads commas"),
         (b'image\n"b.png\n', "no CSV file"),
         (b"\x89PNG\r\n\x1a\n\xff", "no CSV file"),
         ("image\nä.png\n".encode("utf-16"), "no CSV file"),

@@ -141,6 +141,15 @@ def test_candidates_of_a_csv_file_are_measured(luna: Path, tmp_path: Path) -> No
     assert done["scores"]["plain"]["auc"]["mean"] > 0.6
 
 
+def test_candidates_of_one_volume_stay_together_however_they_are_listed(luna: Path) -> None:
+    file = luna / "places.csv"
+    file.write_text("image,x,y,z,label\nsubset0/a.mhd,1,2,3,1\n./subset0/a.mhd,1,2,3,0\n")
+    found = read_candidates(CandidatesOptions(path=file), "auto")
+    assert found.patients == ["subset0/a.mhd"] * 2
+    file.write_text("Image,X,Y,Z,Label,Patient\na.mhd,1,2,3,1,p\nb.mhd,1,2,3,0,p\n")
+    assert read_candidates(CandidatesOptions(path=file), "auto").patients == ["p", "p"]
+
+
 def test_candidates_that_cannot_be_used_say_why(luna: Path) -> None:
     file = luna / "places.csv"
     file.write_text("image,x,y,z,label\nsubset0/1.3.0.mhd,9999,0,0,1\n")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dira_core.errors import RunFolderError
 from dira_core.layering import gather
 from dira_core.recipe import to_toml
 from dira_core.report.run import run_page
@@ -48,3 +49,12 @@ def test_pictures_that_cannot_be_made_are_left_out_with_the_reason(staged: Path)
     [pictures] = [section for section in run_page(staged).sections if section.title == "Pictures"]
     assert pictures.note.startswith("Left out: no checkpoint in ")
     assert not pictures.pictures
+
+
+@pytest.mark.parametrize("name", ["status.json", "summary.json", "environment.json"])
+@pytest.mark.parametrize("damage", ["", "[]"])
+def test_a_damaged_record_of_a_run_is_named(staged: Path, name: str, damage: str) -> None:
+    place = parts_of(staged)[-1] if name == "environment.json" else staged
+    (place / name).write_text(damage)
+    with pytest.raises(RunFolderError, match=f"{place / name} is damaged, it is no JSON.*remove"):
+        run_page(staged)

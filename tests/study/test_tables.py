@@ -158,6 +158,18 @@ def test_results_are_written_in_every_format_and_say_what_is_missing(
     assert csv_text([]) == "\n"
 
 
+@pytest.mark.parametrize("damage", [None, "", "x,y\n1,2\n", "image,patient\na.png,p\n"])
+def test_predictions_that_are_gone_or_damaged_are_named(
+    jobs: list[Job], tmp_path: Path, damage: str | None
+) -> None:
+    folder = jobs[-1].folder(tmp_path)
+    path = folder / "transfer/predictions.csv"
+    path.unlink() if damage is None else path.write_text(damage)
+    message = f"{path} is missing or damaged: remove it and {folder / 'result.json'}, and start"
+    with pytest.raises(RunFolderError, match=re.escape(message)):
+        write_results(PLAN, jobs, tmp_path)
+
+
 CLASSES = ["sick", "no\u00a0finding", "=hard\nto see", "one side"]
 
 

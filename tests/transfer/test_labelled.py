@@ -117,10 +117,12 @@ def test_folders_are_paired_by_name_whatever_the_suffix(tmp_path: Path) -> None:
 
 def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     save(tmp_path / "colour.png", np.dstack([np.zeros((9, 9)), np.ones((9, 9)), np.ones((9, 9))]))
+    save(tmp_path / "gone.png", np.zeros((9, 9)))
     path = write(tmp_path, "image,mask\na.png,colour.png\nb.png,gone.png\n")
     found = file_masks(MasksOptions(path=path), "auto")
     with pytest.raises(DataError, match="is a colour picture"):
         found.mask(0)
+    (tmp_path / "gone.png").unlink()
     with pytest.raises(DataError, match=r"mask 'gone.png': no such file"):
         found.mask(1)
     (tmp_path / "images").mkdir()
@@ -130,3 +132,79 @@ def test_masks_that_cannot_be_used_say_why(tmp_path: Path) -> None:
     save(tmp_path / "masks/2.png", np.zeros((10, 10)))
     with pytest.raises(DataError, match="name them alike"):
         file_masks(MasksOptions(path=tmp_path / "images", masks=tmp_path / "masks"), "auto")
+
+
+def test_images_that_are_left_out_are_said(tmp_path: Path) -> None:
+    for name in "abcde":
+        save(tmp_path / f"images/{name}.png", np.zeros((9, 9)))
+    save(tmp_path / "masks/c.png", np.zeros((9, 9)))
+    options = MasksOptions(path=tmp_path / "images", masks=tmp_path / "masks")
+    said = "left out: 4 images without a mask (a.png, b.png, d.png, ...)"
+    assert file_masks(options, "auto").notes == [said]
+    path = write(tmp_path, "image,mask,kind,yes\nc,masks/c.png,x,1\nd,,,\ne,masks/c.png,y,0\n")
+    assert file_masks(MasksOptions(path=path), "auto").notes == [
+        "left out: 1 images without a mask (d)"
+    ]
+    for options in ({"label": "kind"}, {"labels": ("yes",)}):
+        found = csv_labels(CsvOptions(path=path, **options), "auto")
+        assert found.notes == ["left out: 1 images without one of the classes (d)"]
+
+
+@pytest.mark.parametrize("folder", ["images", "masks"])
+def test_a_name_that_two_files_have_is_refused(tmp_path: Path, folder: str) -> None:
+    for place in ("images/a.png", "masks/a.png", f"{folder}/a.jpg"):
+        save(tmp_path / place, np.zeros((9, 9)))
+    options = MasksOptions(path=tmp_path / "images", masks=tmp_path / "masks")
+    message = f"'a.jpg' and 'a.png' in '{tmp_path / folder}' differ by their suffix alone"
+    with pytest.raises(DataError, match=re.escape(message)):
+        file_masks(options, "auto")
+
+
+def test_digits_at_the_end_of_a_uid_are_no_suffix(tmp_path: Path) -> None:
+    for name in ("1.2.840.1", "1.2.840.2"):
+        for folder in ("images", "masks"):
+            save(tmp_path / f"{folder}/{name}.png", np.zeros((9, 9)))
+            (tmp_path / f"{folder}/{name}.png").rename(tmp_path / folder / name)
+    options = MasksOptions(path=tmp_path / "images", masks=tmp_path / "masks")
+    found = file_masks(options, "auto")
+    assert [path.name for path in found.files] == ["1.2.840.1", "1.2.840.2"]
+
+
+@pytest.mark.parametrize("name", ["patient", "Patient", "PATIENT_ID", "PatientID", "patient id"])
+def test_patients_and_split_are_found_however_they_are_spelled(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, f"Image,{name},SPLIT,Kind\na.png,1,train,x\nb.png,1,test,y\n")
+    found = csv_labels(CsvOptions(path=path, label="kind"), "auto")
+    assert found.groups == ["patient 1", "patient 1"]
+    assert found.split == ["train", "test"]
+    path = write(tmp_path, f"image,MASK,{name}\na.png,labels.csv,1\n")
+    assert file_masks(MasksOptions(path=path), "auto").groups == ["patient 1"]
+
+
+def test_columns_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, "image,patient,Patient,kind\na.png,1,2,x\nb.png,1,2,y\n")
+    with pytest.raises(RecipeError, match="several columns 'patient' and 'Patient': rename all"):
+        csv_labels(CsvOptions(path=path, label="kind"), "auto")
+
+
+def test_an_image_is_itself_however_its_path_is_written(tmp_path: Path) -> None:
+    paths = ["images/a.png", "./images/a.png", "images//a.png", "images/../images/a.png"]
+    paths.append(str(tmp_path / "images/a.png"))
+    path = write(tmp_path, "\n".join(["image,yes", *(f"{each},1" for each in paths)]))
+    found = csv_labels(CsvOptions(path=path, labels=("yes",)), "auto")
+    assert set(found.groups) == {"image images/a.png"}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"labels": ("a", "b", "A")}, "target.labels names 'a' twice"),
+        ({"label": "kind", "classes": ("x", "y", "x")}, "target.classes names 'x' twice"),
+        ({"label": "same"}, "several columns 'same' and 'same'"),
+    ],
+)
+def test_a_class_that_is_named_twice_is_refused(
+    tmp_path: Path, given: dict[str, Any], message: str
+) -> None:
+    path = write(tmp_path, "image,a,b,kind,same,same\n1.png,0,1,x,1,1\n2.png,1,0,y,0,0\n")
+    with pytest.raises(RecipeError, match=message):
+        csv_labels(CsvOptions(path=path, **given), "auto")

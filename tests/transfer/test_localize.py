@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,12 @@ from torch import nn
 from torchvision.ops import box_iou
 
 from dira_core import measure_transfer, transfer_plan
-from dira_core.errors import DataError, RecipeError
+from dira_core.errors import CheckpointError, DataError, RecipeError, RunFolderError
+from dira_core.lock import owned
 from dira_core.testing import TinyBackbone
 from dira_core.transfer import boxes
 from dira_core.transfer.heatmaps import grad_cam, scaled
-from dira_core.transfer.localize import localize
+from dira_core.transfer.localize import LOCK, localize
 from dira_core.transfer.networks import Classifier
 from dira_core.transfer.overlays import SIDE, coloured, overlay
 from dira_core.transfer.truths import read_truths
@@ -159,15 +161,34 @@ def test_masks_are_truths_and_empty_ones_are_not(tmp_path: Path) -> None:
     ("lines", "message"),
     [
         (("image,label", "a,b"), "has neither the columns image, label, x, y, w, h"),
-        (("image,label,x,y,w,h", "a,b,1,2,3,wide"), "a box is four numbers, got '1, 2, 3, wide'"),
-        (("image,label,x,y,w,h", "a,b,1,2,3,0"), "a width and a height above 0"),
+        (
+            ("image,label,x,y,w,h", "a,b,1,2,3,4", "a,b,1,2,3,wide"),
+            "line 3 of 'b.csv': a box is four numbers, got '1, 2, 3, wide'",
+        ),
+        (("image,label,x,y,w,h", "a,b,1,2,3,0"), "line 2 of 'b.csv': a box has a width and a hei"),
+        (("image,label,mask", "a,b,no.png"), "line 2 of 'b.csv': mask 'no.png': no such file"),
+        (("image,label,x,y,w,h,X", "a,b,1,2,3,4,5"), "several columns 'x' and 'X'"),
+        (("image;label;x;y;w;h", "a;b;1;2;3;4"), "separated by ';', dira reads commas"),
     ],
 )
 def test_files_that_hold_no_truth_say_why(
     tmp_path: Path, lines: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises((DataError, RecipeError), match=message):
         read_truths(write(tmp_path / "b.csv", *lines), {})
+
+
+def test_columns_of_boxes_are_found_in_any_case(tmp_path: Path) -> None:
+    (truth,) = read_truths(write(tmp_path / "b.csv", "Image,LABEL,X,Y,W,H", "a,b,1,2,3,4"), {})
+    assert truth.boxes.tolist() == [[[2, 6], [1, 4]]]
+
+
+def test_masks_of_one_finding_that_differ_in_size_are_refused(tmp_path: Path) -> None:
+    for side in (8, 9):
+        Image.new("L", (side, side), 255).save(tmp_path / f"{side}.png")
+    file = write(tmp_path / "m.csv", "image,label,mask", "a,x,8.png", "a,x,8.png", "a,x,9.png")
+    with pytest.raises(DataError, match="line 4 of 'm.csv': masks of 'a' differ in size"):
+        read_truths(file, {})
 
 
 def test_an_overlay_shows_the_image_and_beside_it_heat_and_boxes() -> None:
@@ -234,6 +255,10 @@ def test_only_images_that_did_not_train_are_compared_and_the_command_says_the_sa
     code, out, _ = dira("localize", str(transferred), *flags)
     assert code == 0
     assert f"{found['findings']['dim']['pointing']:.3f}" in out
+    code, _, err = dira("localize", str(transferred), *flags[:3], "shining")
+    assert (code, err) == (2, "error: --as takes LABEL=CLASS, got 'shining'\n")
+    code, _, err = dira("localize", str(transferred), *flags[:4], "--as", "shining=dim")
+    assert (code, err) == (2, "error: --as renames 'shining' twice: to 'bright' or 'dim'?\n")
 
 
 def test_a_classifier_is_read_back_as_it_was(transferred: Path) -> None:
@@ -257,6 +282,46 @@ def test_what_cannot_be_localized_says_the_way_out(transferred: Path, tmp_path: 
         localize(transferred, file, tmp_path / "out")
     with pytest.raises(RecipeError, match="holds no finished transfer"):
         localize(tmp_path, file, tmp_path / "out")
+    for renamed, said in (
+        ({"dim": "brigth"}, "no class of the task, did you mean 'bright'?; it has: bright, dim"),
+        (
+            {"dmi": "dim"},
+            "label 'dmi', which is to be renamed, did you mean 'dim'?; there are: dim",
+        ),
+    ):
+        with pytest.raises(RecipeError, match=re.escape(said)):
+            localize(transferred, file, tmp_path / "out", renamed=renamed)
+
+
+def test_an_image_is_found_however_its_path_is_written(transferred: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "b.csv", "image,label,x,y,w,h", "./40.png,dim,3,3,4,4")
+    assert localize(transferred, file, tmp_path / "out")["findings"]["dim"]["cases"] == 1
+
+
+def test_a_folder_of_results_has_one_owner(transferred: Path, tmp_path: Path) -> None:
+    file = write(tmp_path / "b.csv", "image,label,x,y,w,h", "40.png,dim,3,3,4,4")
+    with owned(tmp_path / "out", LOCK), pytest.raises(RunFolderError, match="out is in use by pid"):
+        localize(transferred, file, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
+
+
+@pytest.mark.parametrize("damage", ["", "[]", '{"plan"', "{}"])
+def test_a_transfer_without_a_result_is_none(transferred: Path, damage: str) -> None:
+    (transferred / "result.json").write_text(damage)
+    with pytest.raises(RecipeError, match="holds no finished transfer, or its result.json is"):
+        tuned(transferred)
+
+
+@pytest.mark.parametrize("size", [None, 0, 5, 100, -7])
+def test_a_network_that_is_damaged_is_named(transferred: Path, size: int | None) -> None:
+    path = transferred / "network.safetensors"
+    data = path.read_bytes()
+    path.unlink()
+    if size is not None:
+        path.write_bytes(data[:size])
+    message = "network.safetensors is missing, damaged or of another network: remove result.json"
+    with pytest.raises(CheckpointError, match=message):
+        tuned(transferred)
 
 
 def rewritten(labelled: Path, changes: dict[str, dict[str, str]]) -> None:
@@ -270,21 +335,15 @@ def rewritten(labelled: Path, changes: dict[str, dict[str, str]]) -> None:
 
 
 ALL = [f"{i:02}.png" for i in range(48)]
-SINCE = {
+SINCE: dict[str, dict[str, dict[str, str]]] = {
     "the parts of two patients swapped": (
         {name: {"split": "test"} for name in ALL[:2]}
-        | {name: {"split": "train"} for name in ALL[32:34]},
-        r"different: test images\)",
+        | {name: {"split": "train"} for name in ALL[32:34]}
     ),
-    "a class renamed": (
-        {ALL[i]: {"finding": "zz"} for i in range(48) if i // 2 % 2},
-        r"different: classes, parts, test images\)",
-    ),
-    "classes exchanged": (
-        {ALL[i]: {"finding": ("bright", "dim")[i // 2 % 2]} for i in range(48)},
-        r"different: test images\)",
-    ),
-    "a training image left out": ({"00.png": {"split": ""}}, r"different: parts\)"),
+    "a class renamed": {ALL[i]: {"finding": "zz"} for i in range(48) if i // 2 % 2},
+    "classes exchanged": {ALL[i]: {"finding": ("bright", "dim")[i // 2 % 2]} for i in range(48)},
+    "a training image left out": {"00.png": {"split": ""}},
+    "patients exchanged": {"00.png": {"patient": "p1"}, "02.png": {"patient": "p0"}},
 }
 
 
@@ -292,13 +351,13 @@ SINCE = {
 def test_labels_or_parts_that_are_not_those_of_the_transfer_are_refused(
     transferred: Path, labelled: Path, tmp_path: Path, case: str
 ) -> None:
-    changes, different = SINCE[case]
     before = labelled.read_text()
-    rewritten(labelled, changes)
+    rewritten(labelled, SINCE[case])
     file = write(tmp_path / "b.csv", "image,label,x,y,w,h", *(f"{a},dim,9,9,9,9" for a in ALL))
-    with pytest.raises(DataError, match="labels or split changed since the transfer") as caught:
+    with pytest.raises(
+        DataError, match=r"changed since the transfer \(different: labels\)"
+    ) as caught:
         localize(transferred, file, tmp_path / "out")
-    assert caught.match(different)
     assert caught.match("restore them, or transfer again into another --out")
     assert not (tmp_path / "out").exists()
     labelled.write_text(before)
@@ -318,7 +377,7 @@ def test_a_mask_of_another_size_than_its_image_is_refused(
     Image.new("L", size, 255).save(tmp_path / "m.png")
     file = write(tmp_path / "m.csv", "image,label,mask", "40.png,dim,m.png")
     across = f"the mask of 40.png is {size[0]} x {size[1]} px, the image 32 x 32: give masks of"
-    with pytest.raises(DataError, match=across):
+    with pytest.raises(DataError, match=f"line 2 of 'm.csv': {across}"):
         localize(transferred, file, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -330,7 +389,7 @@ def test_a_box_outside_of_its_image_is_refused(transferred: Path, tmp_path: Path
     )
     x, y, *_ = box.split(",")
     message = rf"a box of 'dim' in 40.png \(x {x}, y {y}\) lies outside of the image, 32 x 32 px"
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=f"line 3 of 'b.csv': {message}"):
         localize(transferred, file, tmp_path / "out")
 
 

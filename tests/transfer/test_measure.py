@@ -209,7 +209,8 @@ def test_what_is_finished_is_not_done_again_and_another_transfer_needs_another_f
         measure_transfer("random", other, folder)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("x")
-    with pytest.raises(RunFolderError, match="something else than a transfer"):
+    message = r"something else than a transfer \(1 files or folders, such as notes.txt\): use a new"
+    with pytest.raises(RunFolderError, match=message):
         measure_transfer("random", plan, tmp_path / "mine")
 
 
@@ -251,6 +252,19 @@ def test_a_transfer_that_measured_nothing_yet_may_be_another_one(
     labelled.write_text("\n".join(lines))
     found = measure_transfer("random", labels_of(labelled, "way=knn", "k=3"), folder).result
     assert found["parts"]["test"]["images"] == 15
+
+
+@pytest.mark.parametrize("way", ["knn", "fine-tune"])
+def test_predictions_that_are_gone_are_made_again(labelled: Path, tmp_path: Path, way: str) -> None:
+    plan, folder = labels_of(labelled, f"way={way}", "training.epochs=1"), tmp_path / "out"
+    measure_transfer("random", plan, folder)
+    path = next(folder.glob("predictions*.csv"))
+    before = path.read_bytes()
+    path.unlink()
+    lines: list[str] = []
+    measure_transfer("random", plan, folder, lines.append)
+    assert lines[0] == f"{path.name} of {folder} is gone: measured again"
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("damage", ["", "[]", '{"plan"'])
@@ -383,6 +397,19 @@ def test_patients_seen_are_said_where_images_cannot_be_compared() -> None:
     assert line.startswith("WARNING: pretraining saw patients of the same id as those of 3 test")
     assert line.endswith("; no digests")
     assert Overlap(None, why_not="no digests").line().startswith("not known whether")
+
+
+def test_a_line_about_what_was_seen_does_not_contradict_itself() -> None:
+    line = Overlap(0, 3).line()
+    assert line == "WARNING: pretraining saw patients of the same id as those of 3 test images"
+    with pytest.raises(DataError, match="pretraining saw patients of the same id"):
+        Overlap(0, 3).check()
+    line = Overlap(0, 0, "nothing is known of 5 of the 9 images it was pretrained on").line()
+    assert line.startswith(
+        "no test image is known to have been seen in pretraining, but nothing is"
+    )
+    assert Overlap(0, 0).line() == "no test image was seen in pretraining"
+    assert Overlap(None).line() == "not known whether pretraining saw test images"
 
 
 def test_test_images_seen_in_pretraining_are_refused_before_any_work(
