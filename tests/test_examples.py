@@ -127,7 +127,7 @@ def test_the_study_of_radiographs_has_a_job_for_every_place_of_its_grid(
     monkeypatch.chdir(tmp_path)
     jobs = jobs_of(read_study(EXAMPLES / "studies/radiographs.toml"))
     assert sum(job.cell is None for job in jobs) == 6
-    assert sum(job.cell is not None and job.cell.way == "fine-tune" for job in jobs) == 5 * 21
+    assert sum(job.cell is not None and job.cell.way == "fine-tune" for job in jobs) == 6 * 21
 
 
 @pytest.fixture(scope="module")

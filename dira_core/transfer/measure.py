@@ -76,6 +76,8 @@ def measure_transfer(
         "images": target.source.fingerprint(),
         "labels": target.fingerprint(),
     }
+    if folder.is_dir():
+        check_folder(folder)
     with owned(folder, LOCK):
         if known := finished(folder, asked):
             lost = [name for name in tables(known, plan) if not (folder / name).is_file()]
@@ -115,22 +117,30 @@ def measure_transfer(
     return Transferred(folder, result)
 
 
-def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the result of this very transfer, if the folder holds it.
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else than a transfer, before a lock is left in it.
 
     Raises:
-        RunFolderError: It holds another transfer, or something else.
+        RunFolderError: It does.
     """
     names = {path.name for path in folder.iterdir()} - {LOCK}
-    own = {PLAN, ASKED} if ASKED in names else set()
-    if all(map(TEMPORARY.fullmatch, names - own)):  # nothing was measured yet
-        return None
-    if not own:
+    if ASKED not in names and not all(map(TEMPORARY.fullmatch, names)):
         first = ", ".join(map(printable, sorted(names)[:3]))
         raise RunFolderError(
             f"{folder} holds something else than a transfer ({len(names)} files or folders, such "
             f"as {first}): use a new or an empty folder as --out"
         )
+
+
+def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the result of this very transfer, if the folder holds it.
+
+    Raises:
+        RunFolderError: It holds another transfer.
+    """
+    names = {path.name for path in folder.iterdir()} - {LOCK, PLAN, ASKED}
+    if all(map(TEMPORARY.fullmatch, names)):  # nothing was measured yet
+        return None
     before = record(folder / ASKED)
     changed = [key for key in asked if before.get(key) != asked[key]]
     if changed:

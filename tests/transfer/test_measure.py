@@ -212,6 +212,7 @@ def test_what_is_finished_is_not_done_again_and_another_transfer_needs_another_f
     message = r"something else than a transfer \(1 files or folders, such as notes.txt\): use a new"
     with pytest.raises(RunFolderError, match=message):
         measure_transfer("random", plan, tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]  # and no lock
 
 
 @pytest.mark.parametrize("column", ["finding", "split", "patient"])
