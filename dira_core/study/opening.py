@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dira_core.errors import DataError, RecipeError, RunFolderError
@@ -50,26 +50,34 @@ def check_targets(jobs: Sequence[Job], study: Path) -> None:
 
 
 def opened(jobs: Sequence[Job]) -> Labelled:
-    """Open the target of some jobs, and its truth; part it for each of them."""
+    """Open the target of some jobs, part it for each of them, look at where its findings are."""
     plans = [Plan.model_validate(job.asked["plan"]) for job in jobs]
     target: Labelled = make("target", plans[0].target, plans[0].window or "auto")
     for plan in {(plan.fraction, plan.label_seed): plan for plan in plans}.values():
         parted(target, plan)
-    wanted = next((job.asked["localize"] for job in jobs if "localize" in job.asked), None)
-    if wanted is not None:
-        truth = Path(wanted["truth"])
-        check_classes(wanted["renamed"], target.classes)
-        labels = {each.label for each in read_truths(truth, wanted["renamed"])}
-        if labels.isdisjoint(target.classes):
-            found, classes = (
-                listed(dict.fromkeys(map(printable, names)))
-                for names in (sorted(labels), target.classes)
-            )
-            raise DataError(
-                f"{printable(truth.name)} has findings of {found or 'nothing'}, the task tells "
-                f"{classes} apart: name them alike, or rename some by `renamed`"
-            )
+    for job in jobs:
+        if wanted := job.asked.get("localize"):
+            check_findings(Path(wanted["truth"]), wanted["renamed"], target.classes)
+            break  # of one target all are alike
     return target
+
+
+def check_findings(truth: Path, renamed: Mapping[str, str], classes: Sequence[str]) -> None:
+    """See that a file of boxes or masks has findings of a task.
+
+    Raises:
+        DataError: It cannot be read, or has none.
+        RecipeError: What is renamed is not there, or a library is missing.
+    """
+    extra.require(extra.HEAT_MAPS)
+    check_classes(renamed, classes)
+    labels = sorted({each.label for each in read_truths(truth, renamed)})
+    if not set(labels) & set(classes):
+        has, tells = (listed(dict.fromkeys(map(printable, names))) for names in (labels, classes))
+        raise DataError(
+            f"{printable(truth.name)} has findings of {has or 'nothing'}, the task tells {tells} "
+            "apart: name them alike, or rename some by `renamed`"
+        )
 
 
 def same(job: Job, study: Path, target: Labelled) -> bool:
