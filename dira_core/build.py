@@ -12,6 +12,7 @@ from torch import nn
 from torch._functorch import config as functorch_config
 
 from dira_core.components import Choice, Kind
+from dira_core.contracts import backbone_flaw, demand, source_flaw
 from dira_core.distributed import world_size
 from dira_core.donor import Donor
 from dira_core.errors import RecipeError
@@ -75,8 +76,13 @@ def seeded(seed: int, name: str) -> Iterator[None]:
 
 
 def build_source(recipe: Recipe) -> Source:
-    """Build the source of images."""
-    source: Source = make("source", recipe.data)
+    """Build the source of images.
+
+    Raises:
+        PluginError: What it says of its images does not fit them.
+    """
+    source: Source = make("source", recipe.data, wanted=Source)
+    demand(source, source_flaw(source))
     return source
 
 
@@ -100,24 +106,33 @@ def build_trio(recipe: Recipe, backbone: Backbone | None = None) -> Trio:
     trio = Trio(backbone, donor=donor)
     if recipe.discriminator is not None:
         with seeded(seed, "discriminator"):
-            discriminator: Discriminator = make("discriminator", recipe.discriminator, backbone)
+            discriminator: Discriminator = make(
+                "discriminator", recipe.discriminator, backbone, wanted=Discriminator
+            )
         trio.discriminator = discriminator
     if recipe.restorer is not None:
         with seeded(seed, "restorer"):
-            restorer: Restorer = make("restorer", recipe.restorer, backbone)
+            restorer: Restorer = make("restorer", recipe.restorer, backbone, wanted=Restorer)
         if donor is not None:
             donor.give_restorer(restorer)
         trio.restorer = restorer
     if recipe.adversary is not None:
         with seeded(seed, "adversary"):
-            adversary: Adversary = make("adversary", recipe.adversary, channels, dims)
+            adversary: Adversary = make(
+                "adversary", recipe.adversary, channels, dims, wanted=Adversary
+            )
         trio.adversary = adversary
     return trio
 
 
 def made_backbone(choice: Choice, channels: int, dims: int) -> Backbone:
-    """Build a backbone for images with so many channels and axes."""
-    backbone: Backbone = make("backbone", choice, channels, dims)
+    """Build a backbone for images with so many channels and axes.
+
+    Raises:
+        PluginError: It cannot be built, or does not say what it is.
+    """
+    backbone: Backbone = make("backbone", choice, channels, dims, wanted=Backbone)
+    demand(backbone, backbone_flaw(backbone, channels, dims))
     return backbone
 
 
@@ -218,4 +233,4 @@ def layout(dim: int) -> torch.memory_format:
 
 def build_trackers(settings: Settings, folder: Path) -> list[Tracker]:
     """Build the trackers of a run."""
-    return [make("tracker", choice, folder) for choice in settings.log.trackers]
+    return [make("tracker", choice, folder, wanted=Tracker) for choice in settings.log.trackers]

@@ -111,7 +111,7 @@ def dira_sources() -> Iterable[Component]:
         build_manifest,
         summary="images or volumes listed in a CSV file",
         dims=(2, 3),
-        accepts=lambda value: value.endswith(".csv"),
+        accepts=lambda value: value.lower().endswith(".csv"),
     )
     yield Component(
         "cache",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from dira_core.contracts import demand, pyramid_flaw
 from dira_core.roles import Backbone
 from dira_core.types import Batch, View
 
@@ -42,9 +43,14 @@ class Encodings:
         return len(self.batch.views)
 
     def __getitem__(self, view: int) -> Encoding:
-        """Encode view number `view`, or return what was encoded before."""
+        """Encode view number `view`, or return what was encoded before.
+
+        Raises:
+            PluginError: The backbone's maps are not as it says.
+        """
         if view not in self._encoded:
             pyramid = self._backbone(self.image(view))
+            demand(self._backbone, pyramid_flaw(self._backbone, pyramid))
             self._encoded[view] = Encoding(pyramid, pool(pyramid[-1]))
         return self._encoded[view]
 

@@ -260,27 +260,42 @@ def assignment(text: str) -> Layer:
 def data_layer(value: str) -> Layer:
     """Choose the source that reads a value of `--data`.
 
+    The name of a source goes first, unless it is also that of a file or folder and the source needs
+    a path: `--data cache` is then the folder `cache`.
+
     Raises:
         RecipeError: No source reads it, or several do.
         PluginError: It names a source of a broken plugin.
     """
     sources = installed().components("source")
-    if value in [source.name for source in sources]:
+    named = next((source for source in sources if source.name == value), None)
+    if named is not None and not (_needs_path(named) and Path(value).exists()):
         return Layer("--data", {"data": {"name": value}})
     reading = [source.name for source in sources if _accepts(source, value)]
     if len(reading) == 1:
         return Layer("--data", {"data": {"name": reading[0], "path": value}})
     if reading:
-        way_out = f"--set data.name={reading[0]} --set data.path={value}"
-        raise RecipeError(f"--data {value!r} is read by {' and '.join(reading)}: say {way_out}")
+        ways = " or ".join(f"--set data.name={name}" for name in reading)
+        raise RecipeError(
+            f"--data {value!r} is read by {' and '.join(reading)}: say {ways}, and --set "
+            f"data.path={value}"
+        )
     if Path(value).exists():
         known = ", ".join(source.name for source in sources)
-        raise RecipeError(f"--data {value!r} is read by no source; installed: {known}")
+        raise RecipeError(
+            f"--data {value!r} is read by no source: give a folder, a .csv or a .tar file, or say "
+            f"--set data.name=NAME --set data.path={value} (installed: {known})"
+        )
     try:
         installed().find("source", value)
     except RecipeError as error:
         raise RecipeError(f"--data {value!r}: no such file or folder, and {error}") from error
     raise AssertionError(value)
+
+
+def _needs_path(source: Component) -> bool:
+    path = source.options.model_fields.get("path")
+    return path is not None and path.is_required()
 
 
 def _accepts(source: Component, value: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dira_core.components import Choice, DistortionOptions
+from dira_core.contracts import demand, shape_flaw
 from dira_core.draws import Draws
 from dira_core.plugins import make
 from dira_core.roles import Change, Distortion
@@ -27,7 +28,7 @@ def build_distortion(choice: Choice) -> Distortion:
         RecipeError: No distortion has this name.
         PluginError: The plugin that offers it is broken, or raised.
     """
-    distortion: Distortion = make("distortion", choice)
+    distortion: Distortion = make("distortion", choice, wanted=Distortion)
     return distortion
 
 
@@ -115,10 +116,11 @@ def distort_rows(drawn: Drawn, images: Tensor) -> Tensor:
     distortion, rows, draws, _ = drawn
     if len(rows) == 0:
         return images
-    if len(rows) == len(images):
-        distorted: Tensor = distortion(images, draws)
-        return distorted
-    return images.index_copy(0, rows, distortion(images[rows], draws))
+    every = len(rows) == len(images)
+    chosen = images if every else images[rows]
+    distorted: Tensor = distortion(chosen, draws)
+    demand(distortion, shape_flaw("forward", distorted, chosen.shape))
+    return distorted if every else images.index_copy(0, rows, distorted)
 
 
 def plan(group: Sequence[Drawn], images: int, shape: Sequence[int]) -> Todo | None:

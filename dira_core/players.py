@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dira_core.contracts import demand, scalar_flaw
 from dira_core.errors import RecipeError
 from dira_core.parallel import Sharded, Strategy, Wrapped
 from dira_core.precision import Precision
@@ -162,6 +163,7 @@ class ModelPlayer(Player):
         judged = restored.detach().requires_grad_()
         turn.fake_scores = self._critic.called(judged, condition(adversary, turn, restored))
         loss = adversary.generator_loss(turn.fake_scores)
+        demand(adversary, scalar_flaw("generator_loss()", loss))
         pull = self._precision.gradient(weight * loss, judged)
         return loss.detach(), (restored * pull).sum()
 
@@ -195,6 +197,7 @@ class CriticPlayer(Player):
         given = condition(self._adversary, turn, turn.restored)
         scores = self.wrapped(real, given)
         loss = self._adversary.critic_loss(scores, turn.fake_scores)
+        demand(self._adversary, scalar_flaw("critic_loss()", loss))
         penalty = self._adversary.penalty(real, turn.restored, given)
         metrics = {
             "losses/critic": loss.detach(),

@@ -17,7 +17,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from dira_core.components import Choice, Command, Component, Kind, Preset
 from dira_core.errors import DiraError, PluginError, RecipeError, did_you_mean
-from dira_core.loading import Blame, Loading, Offer, Problem
+from dira_core.loading import Blame, Loading, Offer, Problem, said
 
 BUILTINS = "dira_core"
 """What the engine's own components are listed under."""
@@ -111,22 +111,34 @@ def installed() -> Plugins:
     return load(entry_points(group="dira"), os.environ.get("DIRA_PLUGINS"))
 
 
-def make(kind: Kind, choice: Choice, *parts: Any) -> Any:
+def make(kind: Kind, choice: Choice, *parts: Any, wanted: type = object) -> Any:
     """Build a chosen component.
 
+    Args:
+        kind: Of the component.
+        choice: Its name and options.
+        parts: What else `build` is called with.
+        wanted: Class of what must come out.
+
     Raises:
-        PluginError: Its plugin raised; the message names the component and the cause.
+        PluginError: Its plugin raised, or built something else; the message names the component.
     """
     component = installed().find(kind, choice.name)
     try:
-        return component.build(choice.options, *parts)
+        built = component.build(choice.options, *parts)
     except DiraError:
         raise
     except Exception as error:
         raise PluginError(
-            f"{kind} {choice.name!r} cannot be built ({type(error).__name__}: {error}): "
+            f"{kind} {choice.name!r} cannot be built ({said(error)}): "
             f"see `dira plugins show {choice.name}`, or report it to its plugin's authors"
         ) from error
+    if not isinstance(built, wanted):
+        raise PluginError(
+            f"{kind} {choice.name!r} was built as {built!r:.60}, which is no {wanted.__name__}: "
+            "report it to its plugin's authors"
+        )
+    return built
 
 
 def load(entries: Iterable[EntryPoint], only: str | None = None) -> Plugins:

@@ -14,8 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from dira_core.components import Choice, Component, Kind, Options
+from dira_core.contracts import (
+    backbone_flaw,
+    groups_flaw,
+    objective_flaw,
+    pyramid_flaw,
+    scalar_flaw,
+    shape_flaw,
+)
 from dira_core.draws import Draws
 from dira_core.encodings import Encodings
+from dira_core.loading import said
 from dira_core.nn.layers import batch_norm, conv
 from dira_core.plugins import installed
 from dira_core.roles import (
@@ -27,6 +36,7 @@ from dira_core.roles import (
     Source,
     Tracker,
 )
+from dira_core.trio import cut
 from dira_core.types import Batch, Image, Progress, View
 from dira_core.worlds import check_world_size as check_world_size
 
@@ -116,7 +126,8 @@ def check(kind: Kind, name: str, **options: Any) -> list[Check]:
     component = installed().find(kind, name)
     needed = [key for key, f in component.options.model_fields.items() if f.is_required()]
     if missing := [key for key in needed if key not in options]:
-        return [(f"not checked: {' and '.join(missing)} must be given to check()", None)]
+        needs = " and ".join(missing)
+        return [(f"not checked: {needs} must be given to dira_core.testing.check()", None)]
     chosen = component.options.model_validate(options)
     results: list[Check] = []
     for title, attempt in _checks(kind, component, chosen):
@@ -124,7 +135,7 @@ def check(kind: Kind, name: str, **options: Any) -> list[Check]:
             attempt()
             results.append((title, None))
         except Exception as error:
-            results.append((title, f"{type(error).__name__}: {error}"))
+            results.append((title, said(error)))
     return results
 
 
@@ -149,6 +160,14 @@ def _must(true: bool, otherwise: str) -> None:
         raise ValueError(otherwise)
 
 
+def _sound(flaw: str | None) -> None:
+    _must(flaw is None, str(flaw))
+
+
+def _is(part: object, role: type) -> None:
+    _must(isinstance(part, role), f"build returned {part!r:.60}, which is no {role.__name__}")
+
+
 def half() -> torch.autocast:
     """Return the context a run calls roles in: losses must see to their float32 themselves."""
     return torch.autocast("cpu", torch.bfloat16)
@@ -158,22 +177,19 @@ def _discriminator(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
     backbone = TinyBackbone(dims=dims)
     role: Discriminator = component.build(options, backbone)
+    _is(role, Discriminator)
     batch = tiny_batch(n_views=role.n_views, size=[16] * dims)
     role.prepare(len(batch.index))
     with half():
         role(Encodings(backbone, batch))  # a queue is empty before, and teaches nothing
         objective = role(Encodings(backbone, batch))
-    _must(objective.loss.shape == (), "the loss is not a scalar")
+    _sound(objective_flaw(objective))
     _must(objective.loss.dtype == torch.float32, "the loss is not float32: see `in_float32`")
     _must(bool(objective.loss.isfinite()), "the loss is not finite")
     torch.autograd.backward(objective.loss)
     grads = [p.grad for p in backbone.parameters()]
     _must(any(g is not None and g.abs().sum() > 0 for g in grads), "no gradient at the backbone")
-    grouped = [id(p) for group in role.param_groups() for p in group["params"]]
-    wanted = [id(p) for p in role.parameters() if p.requires_grad]
-    _must(
-        sorted(grouped) == sorted(wanted), "param_groups() must hold every parameter exactly once"
-    )
+    _sound(groups_flaw(role))
     role.after_step(Progress(1, 10, 0, 1))
     role.load_state_dict(role.state_dict())
     role.eval()
@@ -188,14 +204,16 @@ def _restorer(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
     backbone = TinyBackbone(dims=dims)
     role: Restorer = component.build(options, backbone)
+    _is(role, Restorer)
     view = tiny_batch(2, size=[16] * dims).views[0]
     with half():
-        restored = role(backbone(view.image))
-    _must(restored.shape == view.crop.shape, f"restored {restored.shape}, not {view.crop.shape}")
+        restored = cut(role(backbone(view.image)), view.crop.shape)
+    _sound(shape_flaw("forward", restored, view.crop.shape))
     _must(bool(((restored >= 0) & (restored <= 1)).all()), "restored images leave [0, 1]")
     with half():
         distance = role.distance(restored, view)
-    _must(distance.shape == () and distance.dtype == torch.float32, "L_res is no float32 scalar")
+    _sound(scalar_flaw("distance()", distance))
+    _must(distance.dtype == torch.float32, "distance() is not float32: see `in_float32`")
     torch.autograd.backward(distance)
     _must(all(p.grad is not None for p in role.parameters()), "a parameter gets no gradient")
 
@@ -203,6 +221,7 @@ def _restorer(component: Component, options: Options, dims: int) -> None:
 def _adversary(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
     role: Adversary = component.build(options, 1, dims)
+    _is(role, Adversary)
     # without instructions for it, bf16 takes a processor a hundred times as long
     side = 32 if dims == 2 else 16
     view = tiny_batch(2, size=[side] * dims).views[0]
@@ -213,20 +232,23 @@ def _adversary(component: Component, options: Options, dims: int) -> None:
         critic = role.critic_loss(role(view.crop, condition), scores)
         generator = role.generator_loss(scores)
     _must(scores.shape[:2] == (len(fake), 1), f"scores are {scores.shape}, not (B, 1, ...)")
-    for loss in (critic, generator):
-        _must(loss.shape == () and loss.dtype == torch.float32, "a loss is no float32 scalar")
+    for what, loss in (("critic_loss()", critic), ("generator_loss()", generator)):
+        _sound(scalar_flaw(what, loss))
+        _must(loss.dtype == torch.float32, f"{what} is not float32: see `in_float32`")
     torch.autograd.backward(generator)
     _must(fake.grad is not None and bool(fake.grad.abs().sum() > 0), "no gradient at the image")
 
 
 def _distortion(component: Component, options: Options, dims: int) -> None:
     role: Distortion = component.build(options)
+    _is(role, Distortion)
     images = tiny_batch(size=[32] * dims).views[0].crop
     before = images.clone()
     draws = Draws(torch.arange(len(images)), seed=0)
     once, twice = role(images, draws), role(images, draws)
     _must(bool((images == before).all()), "the input was written to")
-    _must(once.shape == images.shape and once.dtype == images.dtype, "shape or dtype changed")
+    _sound(shape_flaw("forward", once, images.shape))
+    _must(once.dtype == images.dtype, f"the dtype became {once.dtype}")
     _must(bool(once.isfinite().all()), "the result is not finite")
     _must(
         torch.equal(once, twice), "the same draws give another result: take randomness from draws"
@@ -248,10 +270,10 @@ def _distortion(component: Component, options: Options, dims: int) -> None:
 def _backbone(component: Component, options: Options, dims: int) -> None:
     torch.manual_seed(0)
     role: Backbone = component.build(options, 1, dims)
+    _is(role, Backbone)
+    _sound(backbone_flaw(role, 1, dims))
     pyramid = role(torch.rand(2, 1, *[64] * dims))
-    _must(
-        len(pyramid) == len(role.channels) == len(role.strides), "channels or strides are not many"
-    )
+    _sound(pyramid_flaw(role, pyramid))
     for level, channels, stride in zip(pyramid, role.channels, role.strides, strict=True):
         expected = (2, channels, *[-(-64 // stride)] * dims)
         _must(tuple(level.shape) == expected, f"a map is {tuple(level.shape)}, not {expected}")
@@ -260,6 +282,7 @@ def _backbone(component: Component, options: Options, dims: int) -> None:
 def _tracker(component: Component, options: Options, dims: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         role: Tracker = component.build(options, Path(folder))
+        _is(role, Tracker)
         role.log(1, {"losses/total": 0.5})
         role.close()
 

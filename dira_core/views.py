@@ -65,7 +65,8 @@ class ViewMaker:
             kind, stack = ("images", f"; {SERIES}") if found == 2 else ("volumes", "")
             raise DataError(
                 f"the data are {kind} ({found} axes), and the backbone works on {self._dims} axes: "
-                f"choose another --backbone (`dira plugins` shows the axes of each){stack}"
+                "choose another --backbone (`dira plugins` shows the axes of each), or for one of "
+                f"both give views.size {found} sides{stack}"
             )
         index = crops.index.to(self._device, non_blocking=True)
         draws = Draws(index, seed=salted(self._seed, salt), epoch=epoch, path="views")

@@ -47,7 +47,9 @@ NETWORK = {
 }
 
 # what a Source calls its pseudo-classes is also the name of a source
-NAMESAKES = {f"dira_core/data/{name}.py": {"words"} for name in ("cache", "caching")}
+NAMESAKES = {
+    f"dira_core/{name}.py": {"words"} for name in ("data/cache", "data/caching", "contracts")
+}
 FOREIGN = "dira_core/weightfiles.py"
 ALLOWED = {
     FOREIGN: {"torch.load"},

@@ -68,12 +68,16 @@ def check(name: _Name) -> None:
 
     kinds = [kind for kind in _kinds_of(name) if kind not in ("preset", "command")]
     if not kinds:
-        raise RecipeError(f"only components have a contract to check, {name!r} is none")
+        raise RecipeError(
+            f"only components have a contract to check, {name!r} is none (`dira config --preset "
+            "NAME` checks a preset)"
+        )
     failed = 0
     for kind in kinds:
         for what, wrong in checks(cast(Kind, kind), name):
             failed += wrong is not None
-            typer.echo(f"{kind} {name}: {what}: {'ok' if wrong is None else f'FAILED, {wrong}'}")
+            passed = "" if what.startswith("not checked") else ": ok"
+            typer.echo(f"{kind} {name}: {what}{passed if wrong is None else f': FAILED, {wrong}'}")
     if failed:
         raise PluginError(f"{name!r} breaks its contract in {failed} checks: see above")
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from dira_core import lock
 from dira_core.data.workers import Workers
-from dira_core.errors import DiraError, RunFolderError
+from dira_core.errors import DataError, DiraError, RunFolderError
 from dira_core.files import replacing, sweep, write_atomic, writing
 
 PLAN = "building.json"
@@ -104,6 +104,15 @@ def begin(folder: Path, wanted: Mapping[str, Any], complete: Mapping[str, Any] |
     if {path.name for path in folder.iterdir()} - {LOCK}:
         raise RunFolderError(f"{folder} holds something else: use another --out")
     write_atomic(plan, json.dumps(wanted, indent=1).encode())
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise a DataError where a folder holds a part of a cache or of shards: images would lack."""
+    if (folder / PLAN).is_file() and (folder / LOCK).is_file():
+        raise DataError(
+            f"{folder} is a cache, or shards, of which a part is still to be written: give the "
+            "command that makes it again"
+        )
 
 
 def _read(plan: Path) -> dict[str, Any]:

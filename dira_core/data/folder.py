@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from dira_core import digests
+from dira_core.data.building import refuse_unfinished
 from dira_core.data.formats import HEAD, slices_of, sniff
 from dira_core.data.readers import read, series_of
 from dira_core.errors import DataError
@@ -103,13 +104,14 @@ class FolderSource(FileSource):
     DICOM files counts as one volume, or if split, as one for each series, named by its first file.
 
     Raises:
-        DataError: The folder is missing, or holds no image.
+        DataError: The folder is missing, holds no image, or a part of a cache.
     """
 
     def __init__(self, options: FolderOptions) -> None:
         root, ignored = options.path, Counter[str]()
         if not root.is_dir():
             raise DataError(f"no folder {printable(str(root))!r}: give an existing one")
+        refuse_unfinished(root)
         above = len(os.path.join(root, ""))
         found: Iterable[str] = _walk(root, ignored, set())
         self._slices: dict[str, list[str]] = {}

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from dira_core.data.crops import reduce_channels
 from dira_core.errors import DataError, DiraError, PluginError
+from dira_core.loading import said
+from dira_core.types import Image
 
 if TYPE_CHECKING:
     from dira_core.roles import Source
-    from dira_core.types import Image
 
 
 class Images:
@@ -43,7 +44,7 @@ class Images:
 
         Raises:
             DataError: More images in a row are unreadable than may be in the whole source.
-            PluginError: The source raised something else.
+            PluginError: The source raised something else, or returned no image.
         """
         n = len(self._source)
         for tried in range(n):
@@ -90,14 +91,20 @@ def read_image(source: Source, index: int) -> Image:
 
     Raises:
         DataError: It cannot be read.
-        PluginError: The source raised something else.
+        PluginError: The source raised something else, or returned no image.
     """
     try:
-        return source.read(index)
+        image = source.read(index)
     except DiraError:
         raise
     except Exception as error:
         raise PluginError(
-            f"the source {type(source).__name__} raised {type(error).__name__}: {error} "
+            f"the source {type(source).__name__} raised {said(error)} "
             f"on image {index}, where only DataError is expected: report it to its authors"
         ) from error
+    if not isinstance(image, Image):
+        raise PluginError(
+            f"the source {type(source).__name__} read {type(image).__name__} as image {index}, "
+            "where an Image is expected: report it to its authors"
+        )
+    return image

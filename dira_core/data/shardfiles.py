@@ -101,7 +101,8 @@ def _remote(pattern: str) -> Iterator[Shard]:
         files, path = fsspec.core.url_to_fs(pattern)
         if not path.endswith(".tar"):
             path = f"{path.rstrip('/')}/*.tar"
-        for each in files.glob(path):
+        # a glob of a URL without a pattern finds nothing where nobody answers, and says no more
+        for each in files.glob(path) if re.search(r"[*?]", path) else [path]:
             yield Shard(files.unstrip_protocol(each), int(files.info(each)["size"]))
 
 
@@ -117,16 +118,23 @@ def reaching(url: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        # fsspec says so of a machine that does not answer, too
+        if not isinstance(cause := error.__cause__, FileNotFoundError | None):
+            raise _unreached(name, cause) from error
         raise DataError(f"nothing at {name!r}: give shards that are there") from error
     except (ImportError, ValueError) as error:
         raise RecipeError(f"{name!r} cannot be read ({error}): install what it needs") from error
     except DataError:
         raise
     except Exception as error:  # every protocol raises its own
-        raise DataError(
-            f"{name!r} cannot be reached ({type(error).__name__}): try again later, then continue "
-            "with --resume"
-        ) from error
+        raise _unreached(name, error) from error
+
+
+def _unreached(name: str, error: BaseException) -> DataError:
+    return DataError(
+        f"{name!r} cannot be reached ({type(error).__name__}): try again later, then continue with "
+        "--resume"
+    )
 
 
 @contextmanager

@@ -186,7 +186,9 @@ def scan(raw: BinaryIO, shard: Shard, number: int, ending: str | None) -> Scan:
     except OSError as error:
         raise DataError(f"shard {name}: {(error.strerror or 'unreadable').lower()}") from error
     except DataError as error:
-        raise DataError(f"shard {name} {error}: write it again, with files alone") from error
+        raise DataError(
+            f"shard {name} {error}: write it again, with files alone and those of a sample together"
+        ) from error
     return np.array(table, SAMPLE), [printable(key) for key, _ in samples], end
 
 

@@ -16,6 +16,7 @@ import fsspec
 import numpy as np
 
 from dira_core import digests
+from dira_core.data.building import refuse_unfinished
 from dira_core.data.readers import read_bytes
 from dira_core.data.shardfiles import Shard, ShardFiles, find, reaching
 from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, known_of
@@ -38,12 +39,13 @@ class ShardSource(Source):
         blocks: The shards; their images are mixed within a few of them at a time.
 
     Raises:
-        DataError: There are none, or they cannot be read.
+        DataError: There are none, they cannot be read, or some are still to be written.
         RecipeError: A label is asked for that no sample has.
     """
 
     def __init__(self, options: ShardsOptions) -> None:
         self._window = options.window
+        refuse_unfinished(Path(options.path))
         shards = find(options.path)
         folder = options.cache or Path(
             os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dira", "shards"

@@ -15,6 +15,7 @@ from parts import small_settings, small_trio
 from dira_core import Options
 from dira_core.build import axes, build_source, build_trackers, build_trio, place, seeded
 from dira_core.components import Choice
+from dira_core.data.images import read_image
 from dira_core.errors import PluginError, RecipeError
 from dira_core.game import Game
 from dira_core.plugins import make
@@ -25,10 +26,43 @@ from dira_core.view_options import Override, Views
 
 KIT = """
 from pydantic import Field
-from dira_core import Component, Options, RecipeError, hookimpl
+import numpy as np
+from torch import nn
+from dira_core import Backbone, Component, Options, RecipeError, Source, hookimpl
 
 def unhappy(options, backbone):
     raise KeyError("weights")
+
+def wordy(options, backbone):
+    raise RuntimeError("one\\ntwo")
+
+def silent(options, channels, dims):
+    class Silent(Backbone):
+        def forward(self, images):
+            return [images]
+    return Silent()
+
+class Listed(Source):
+    def __init__(self, labels):
+        self.labels = labels
+    def __len__(self):
+        return 3
+    def read(self, index):
+        return index
+    def name(self, index):
+        return "x"
+    def fingerprint(self):
+        return "y"
+
+@hookimpl
+def dira_backbones():
+    yield Component("silent", Options, silent, summary="says nothing of itself")
+
+@hookimpl
+def dira_sources():
+    yield Component("listed", Options, lambda o: Listed([0, 1, 0]), summary="no array")
+    yield Component("short", Options, lambda o: Listed(np.zeros(2, int)), summary="one short")
+    yield Component("imageless", Options, lambda o: Listed(None), summary="reads numbers")
 
 def choosy(options, backbone):
     raise RecipeError("sizes below 100 px do not work")
@@ -37,6 +71,9 @@ def choosy(options, backbone):
 def dira_restorers():
     yield Component("unhappy", Options, unhappy, summary="raises")
     yield Component("choosy", Options, choosy, summary="raises")
+    yield Component("wordy", Options, wordy, summary="raises")
+    yield Component("nothing", Options, lambda *parts: None, summary="forgets to return")
+    yield Component("foreign", Options, lambda *parts: nn.Linear(1, 1), summary="no Restorer")
     yield Component("deep", Options, print, summary="volumes alone", dims=(3,))
 """
 
@@ -130,6 +167,41 @@ def test_a_component_that_cannot_be_built_is_named_with_its_cause() -> None:
     assert isinstance(caught.value.__cause__, KeyError)
     with pytest.raises(RecipeError, match="^sizes below 100 px do not work$"):
         build_trio(recipe(restorer="choosy"))
+
+
+@pytest.mark.usefixtures("_kit")
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nothing", "restorer 'nothing' was built as None, which is no Restorer: report"),
+        ("foreign", "restorer 'foreign' was built as Linear.*, which is no Restorer: report"),
+        ("wordy", r"restorer 'wordy' cannot be built \(RuntimeError: one\): see"),
+    ],
+)
+def test_what_is_built_must_be_of_its_kind_and_is_named_in_one_line(name: str, said: str) -> None:
+    with pytest.raises(PluginError, match=said) as caught:
+        build_trio(recipe(restorer=name))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("_kit")
+def test_a_backbone_that_does_not_say_its_channels_is_called_broken_itself() -> None:
+    with pytest.raises(PluginError, match="^Silent of '.*': it must say its channels, strides"):
+        build_trio(recipe(backbone="silent"))
+
+
+@pytest.mark.usefixtures("_kit")
+def test_a_source_whose_labels_do_not_fit_its_images_is_refused() -> None:
+    with pytest.raises(PluginError, match="^Listed of '.*': `labels` .* 3 integers, got list"):
+        build_source(recipe(data="listed"))
+    with pytest.raises(PluginError, match=r"^Listed of '.*': `labels` .* 3 integers, got \(2,\)"):
+        build_source(recipe(data="short"))
+
+
+@pytest.mark.usefixtures("_kit")
+def test_a_source_that_reads_something_else_than_an_image_is_named() -> None:
+    with pytest.raises(PluginError, match="^the source Listed read int as image 0, where an Image"):
+        read_image(build_source(recipe(data="imageless")), 0)
 
 
 def test_a_component_nobody_offers_is_named() -> None:

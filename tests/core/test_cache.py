@@ -261,6 +261,22 @@ def test_a_cache_of_something_else_is_refused_and_the_same_one_is_left_alone(
         built(TinySource(9), tmp_path)
 
 
+def test_a_cache_that_was_stopped_is_not_taken_for_an_empty_folder(tmp_path: Path) -> None:
+    class Stopping(TinySource):
+        reads = 0
+
+        def read(self, index: int) -> Image:
+            self.reads += 1
+            if self.reads > 15:
+                raise KeyboardInterrupt
+            return super().read(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        built(Stopping(9), tmp_path / "c")
+    with pytest.raises(DataError, match="a part is still to be written: give the command"):
+        FolderSource(FolderOptions(path=tmp_path / "c"))
+
+
 def test_a_folder_with_a_cache_is_recognised_by_itself(tmp_path: Path) -> None:
     built(TinySource(4), tmp_path / "c")
     assert data_layer(str(tmp_path / "c")).values["data"]["name"] == "cache"

@@ -207,11 +207,13 @@ def test_a_check_says_what_holds_and_what_does_not(
     vars(testing)["check"] = lambda kind, name: [
         ("options round trip", None),
         ("builds", "it did not" if kind == "restorer" else None),
+        ("not checked: path must be given", None),
     ]
     code, out, err = dira("plugins", "check", "alpha")
     assert code == 4
     assert "discriminator alpha: builds: ok" in out
     assert "restorer alpha: builds: FAILED, it did not" in out
+    assert "discriminator alpha: not checked: path must be given\n" in out
     assert "1 checks" in err
     assert dira("plugins", "check", "phantom")[0] == 0
     assert dira("plugins", "check", "quick")[0] == 2

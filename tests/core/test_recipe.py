@@ -347,6 +347,22 @@ def test_data_may_be_a_name_or_what_a_source_accepts(tmp_path: Path) -> None:
     assert gather(data="list.csv")[-1].values == {"data": chosen}
 
 
+def test_a_folder_called_like_a_source_that_needs_a_path_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert gather(data="cache")[-1].values == {"data": {"name": "cache"}}
+    for name in ("cache", "phantom"):
+        Path(name).mkdir()
+    Path("cache/cache.json").touch()
+    assert gather(data="cache")[-1].values == {"data": {"name": "cache", "path": "cache"}}
+    assert gather(data="phantom")[-1].values == {"data": {"name": "phantom"}}
+
+
+def test_the_ending_of_a_manifest_may_be_in_capitals() -> None:
+    assert gather(data="LIST.CSV")[-1].values == {"data": {"name": "manifest", "path": "LIST.CSV"}}
+
+
 def test_data_that_no_source_or_several_read_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.bin"
     file.touch()

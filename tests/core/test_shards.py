@@ -234,12 +234,15 @@ def test_a_writer_that_was_stopped_goes_on_with_the_shards_that_are_missing(
     with pytest.raises(KeyboardInterrupt):
         written(source, tmp_path / "s")
     assert len(list((tmp_path / "s").glob("*.tar"))) == 2
+    with pytest.raises(DataError, match="a part is still to be written: give the command"):
+        opened(tmp_path / "s")
     source.stop_at, source.reads = 99, 0
     written(source, tmp_path / "s")
     assert source.reads == 13
     written(TinySource(23), tmp_path / "whole")
     for path in (tmp_path / "whole").glob("*.tar"):
         assert (tmp_path / "s" / path.name).read_bytes() == path.read_bytes()
+    assert len(opened(tmp_path / "s")) == 23
 
 
 @pytest.mark.parametrize(
@@ -484,6 +487,12 @@ def test_what_cannot_be_reached_or_came_damaged_says_so(tmp_path: Path, remote: 
     local = Shard(str(tmp_path / "s/shard-000000.tar"), 10)
     with pytest.raises(DataError, match="cut short"):
         ShardFiles([local], tmp_path, 0).read(0, 0, 10**9)
+
+
+def test_a_shard_on_a_machine_that_does_not_answer_is_not_called_missing() -> None:
+    pytest.importorskip("aiohttp")
+    with pytest.raises(DataError, match=r"'http://127\.0\.0\.1:9/x\.tar' cannot be reached"):
+        opened("http://127.0.0.1:9/x.tar")
 
 
 def test_an_order_in_blocks_is_a_permutation_that_opens_few_blocks_at_a_time() -> None:

@@ -83,6 +83,30 @@ class Double(Head):
     def param_groups(self):
         return [{"params": list(self.parameters())}, {"params": list(self.spare.parameters())}]
 
+class Bare(Head):
+    def forward(self, encodings):
+        return super().forward(encodings).loss
+
+class Told(Head):
+    def forward(self, encodings):
+        return Objective(super().forward(encodings).loss, {"half": 0.5})
+
+class Averaged(Head):
+    def forward(self, encodings):
+        return Objective(super().forward(encodings).loss, embedding=torch.zeros(3))
+
+class Quick(Head):
+    def param_groups(self):
+        return [{"params": list(self.parameters()), "lr_scal": 2.0}]
+
+class Flat(Head):
+    def param_groups(self):
+        return list(self.parameters())
+
+class Wordy(Head):
+    def forward(self, encodings):
+        raise ValueError("two\\nlines")
+
 class Up(Restorer):
     def __init__(self, scale=8, beyond=False, spare=False, half=False):
         super().__init__()
@@ -97,6 +121,10 @@ class Up(Restorer):
     def distance(self, restored, view):
         error = restored - view.crop
         return error.square().mean() if not self.half else error.bfloat16().square().mean()
+
+class Larger(Up):
+    def forward(self, pyramid):
+        return nn.functional.pad(super().forward(pyramid), (0, 3, 0, 3))
 
 class Critic(Adversary):
     def __init__(self, channels=1, blind=False, half=False):
@@ -176,12 +204,16 @@ def of(kind, classes):
 @hookimpl
 def dira_discriminators():
     yield from of("d", {"good-head": Head, "vector": Vector, "half-loss": Half, "endless": Endless,
-                        "blind": Blind, "forgetful": Forgetful, "double": Double})
+                        "blind": Blind, "forgetful": Forgetful, "double": Double,
+                        "bare": Bare, "told": Told, "averaged": Averaged, "quick": Quick,
+                        "flat": Flat, "wordy": Wordy, "unbuilt": lambda: None,
+                        "class": lambda: Head})
     yield Component("lossy", Lossy, lambda *parts: Head(), summary="bad", dims=(2,))
 
 @hookimpl
 def dira_restorers():
-    yield from of("r", {"good-up": Up, "small": lambda: Up(4), "beyond": lambda: Up(beyond=True),
+    yield from of("r", {"good-up": Up, "larger": Larger, "small": lambda: Up(4),
+                        "beyond": lambda: Up(beyond=True),
                         "idle": lambda: Up(spare=True), "half-distance": lambda: Up(half=True)})
 
 @hookimpl
@@ -215,31 +247,40 @@ CAUGHT: dict[tuple[Kind, str], str] = {
     ("discriminator", "blind"): "no gradient at the backbone",
     ("discriminator", "forgetful"): "every parameter exactly once",
     ("discriminator", "double"): "every parameter exactly once",
+    ("discriminator", "bare"): "forward() returned Tensor, not an Objective",
+    ("discriminator", "told"): "the metric 'half' is no tensor, but float",
+    ("discriminator", "averaged"): "the embedding is (3,), not (B, D)",
+    ("discriminator", "quick"): "unknown key 'lr_scal' (known: params, weight_decay, lr_scale",
+    ("discriminator", "flat"): "param_groups() holds (8, 16), not tables",
+    ("discriminator", "wordy"): "ValueError: two",
+    ("discriminator", "unbuilt"): "build returned None, which is no Discriminator",
+    ("discriminator", "class"): "which is no Discriminator",
     ("discriminator", "lossy"): "read back from JSON differ",
-    ("restorer", "small"): "restored torch.Size",
+    ("restorer", "small"): "forward() returned (2, 1, 8, 8), not (2, 1, 16, 16)",
     ("restorer", "beyond"): "leave [0, 1]",
     ("restorer", "idle"): "a parameter gets no gradient",
-    ("restorer", "half-distance"): "no float32 scalar",
+    ("restorer", "half-distance"): "distance() is not float32",
     ("adversary", "wide"): "not (B, 1, ...)",
     ("adversary", "blind-critic"): "no gradient at the image",
-    ("adversary", "half-critic"): "no float32 scalar",
+    ("adversary", "half-critic"): "critic_loss() is not float32",
     ("distortion", "writes"): "the input was written to",
     ("distortion", "other-changes"): "by_image() makes another image",
     ("distortion", "fewer-changes"): "by_image() makes more or fewer changes",
     ("distortion", "random"): "take randomness from draws",
     ("distortion", "batch"): "depends on its batch",
-    ("distortion", "shape"): "shape or dtype changed",
-    ("distortion", "dtype"): "shape or dtype changed",
+    ("distortion", "shape"): "forward() returned (4, 1, 32, 31), not (4, 1, 32, 32)",
+    ("distortion", "dtype"): "the dtype became torch.float64",
     ("distortion", "infinite"): "not finite",
     ("distortion", "mirrors"): "does not mirror what `box` says",
     ("backbone", "wrong-stride"): "a map is",
-    ("backbone", "wrong-channels"): "a map is",
-    ("backbone", "wrong-number"): "channels or strides",
+    ("backbone", "wrong-channels"): "its `channels` [8]",
+    ("backbone", "wrong-number"): "its `channels` [4, 4]",
     ("tracker", "deaf"): "no network",
 }
 GOOD: list[tuple[Kind, str]] = [
     ("discriminator", "good-head"),
     ("restorer", "good-up"),
+    ("restorer", "larger"),
     ("adversary", "good-critic"),
     ("backbone", "good-stack"),
 ]
@@ -265,6 +306,7 @@ def test_a_usual_mistake_is_caught_and_named(kind: Kind, name: str) -> None:
     wrong = [wrong for _, wrong in check(kind, name) if wrong is not None]
     assert len(wrong) == 1
     assert CAUGHT[kind, name] in wrong[0]
+    assert "\n" not in wrong[0]
 
 
 @pytest.mark.usefixtures("_zoo")
@@ -275,7 +317,7 @@ def test_what_the_mistakes_were_made_of_is_sound(kind: Kind, name: str) -> None:
 
 def test_a_component_that_needs_options_says_which_and_is_not_called_broken() -> None:
     assert check("distortion", "one-of") == [
-        ("not checked: of and weights must be given to check()", None)
+        ("not checked: of and weights must be given to dira_core.testing.check()", None)
     ]
 
 

@@ -115,7 +115,7 @@ def view_of(
 def test_volumes_where_images_are_expected_are_refused_in_words() -> None:
     maker = ViewMaker(settings({}), CPU, 1, dims=2)
     assert maker(crops_of(), 0, 0).views[0].crop.shape == (8, 1, 16, 16)
-    with pytest.raises(DataError, match="data are volumes .* backbone works on 2 axes"):
+    with pytest.raises(DataError, match="data are volumes .* works on 2 axes.*views.size 3 sides"):
         maker(crops_of(dims=3), 0, 0)
     with pytest.raises(DataError, match=r"are images .*data\.series=true"):
         ViewMaker(settings({}), CPU, 1, dims=3)(crops_of(), 0, 0)
