@@ -89,11 +89,11 @@ def test_a_teacher_is_a_copy_of_the_weights_given(
 
     from dira_core import build
 
-    def make(kind: str, *parts: Any) -> Any:
+    def make(kind: str, *parts: Any, **wanted: Any) -> Any:
         seen.append(kind)
         if kind == "discriminator":
             assert same(parts[1], before.backbone)
-        return made(kind, *parts)
+        return made(kind, *parts, **wanted)
 
     made = build.make
     monkeypatch.setattr(donor.Donor, "give_backbone", give)
