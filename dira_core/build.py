@@ -12,7 +12,7 @@ from torch import nn
 from torch._functorch import config as functorch_config
 
 from dira_core.components import Choice, Kind
-from dira_core.contracts import backbone_flaw, demand, source_flaw
+from dira_core.contracts import backbone_flaw, count_flaw, demand, source_flaw
 from dira_core.distributed import world_size
 from dira_core.donor import Donor
 from dira_core.errors import RecipeError
@@ -109,10 +109,12 @@ def build_trio(recipe: Recipe, backbone: Backbone | None = None) -> Trio:
             discriminator: Discriminator = make(
                 "discriminator", recipe.discriminator, backbone, wanted=Discriminator
             )
+        demand(discriminator, count_flaw("n_views", discriminator.n_views))
         trio.discriminator = discriminator
     if recipe.restorer is not None:
         with seeded(seed, "restorer"):
             restorer: Restorer = make("restorer", recipe.restorer, backbone, wanted=Restorer)
+        demand(restorer, count_flaw("n_restored", restorer.n_restored))
         if donor is not None:
             donor.give_restorer(restorer)
         trio.restorer = restorer

@@ -25,6 +25,12 @@ def demand(role: object, flaw: str | None) -> None:
         )
 
 
+def count_flaw(what: str, number: object) -> str | None:
+    """Say why something is no number of views, or None."""
+    right = isinstance(number, int) and number >= 1
+    return None if right else f"{what} is {number!r:.60}, not a number of views from 1 on"
+
+
 def scalar_flaw(what: str, value: object) -> str | None:
     """Say why something is no tensor of one number, or None."""
     if isinstance(value, Tensor):

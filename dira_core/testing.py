@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dira_core.components import Choice, Component, Kind, Options
 from dira_core.contracts import (
     backbone_flaw,
+    count_flaw,
     groups_flaw,
     objective_flaw,
     pyramid_flaw,
@@ -178,6 +179,7 @@ def _discriminator(component: Component, options: Options, dims: int) -> None:
     backbone = TinyBackbone(dims=dims)
     role: Discriminator = component.build(options, backbone)
     _is(role, Discriminator)
+    _sound(count_flaw("n_views", role.n_views))
     batch = tiny_batch(n_views=role.n_views, size=[16] * dims)
     role.prepare(len(batch.index))
     with half():
@@ -205,6 +207,7 @@ def _restorer(component: Component, options: Options, dims: int) -> None:
     backbone = TinyBackbone(dims=dims)
     role: Restorer = component.build(options, backbone)
     _is(role, Restorer)
+    _sound(count_flaw("n_restored", role.n_restored))
     # without instructions for it, bf16 takes a processor a hundred times as long
     side = 16 if dims == 2 else 8
     view = tiny_batch(2, size=[side] * dims).views[0]

@@ -28,7 +28,7 @@ KIT = """
 from pydantic import Field
 import numpy as np
 from torch import nn
-from dira_core import Backbone, Component, Options, RecipeError, Source, hookimpl
+from dira_core import Backbone, Component, Options, RecipeError, Restorer, Source, hookimpl
 
 def unhappy(options, backbone):
     raise KeyError("weights")
@@ -64,6 +64,13 @@ def dira_sources():
     yield Component("short", Options, lambda o: Listed(np.zeros(2, int)), summary="one short")
     yield Component("imageless", Options, lambda o: Listed(None), summary="reads numbers")
 
+class Idle(Restorer):
+    n_restored = 0
+    def forward(self, pyramid):
+        return pyramid[0]
+    def distance(self, restored, view):
+        return restored.mean()
+
 def choosy(options, backbone):
     raise RecipeError("sizes below 100 px do not work")
 
@@ -74,6 +81,7 @@ def dira_restorers():
     yield Component("wordy", Options, wordy, summary="raises")
     yield Component("nothing", Options, lambda *parts: None, summary="forgets to return")
     yield Component("foreign", Options, lambda *parts: nn.Linear(1, 1), summary="no Restorer")
+    yield Component("idle", Options, lambda *parts: Idle(), summary="restores no view")
     yield Component("deep", Options, print, summary="volumes alone", dims=(3,))
 """
 
@@ -175,6 +183,7 @@ def test_a_component_that_cannot_be_built_is_named_with_its_cause() -> None:
     [
         ("nothing", "restorer 'nothing' was built as None, which is no Restorer: report"),
         ("foreign", "restorer 'foreign' was built as Linear.*, which is no Restorer: report"),
+        ("idle", "^Idle of '.*': n_restored is 0, not a number of views from 1 on"),
         ("wordy", r"restorer 'wordy' cannot be built \(RuntimeError: one\): see"),
     ],
 )

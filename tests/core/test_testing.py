@@ -31,9 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cache": {"path": "somewhere"},
     "shards": {"path": "somewhere"},
     "words": {"path": "somewhere"},
-    "barlow": {
-        "dim": 512
-    },  # 8192 in bf16 take a processor without instructions for it half a minute
+    "barlow": {"dim": 512},  # 8192 without bf16 instructions: half a minute
 }
 
 ZOO = """
@@ -62,6 +60,9 @@ class Vector(Head):
     def forward(self, encodings):
         a, b = self.z(encodings)
         return Objective((a.float() - b.float()).square().mean(1), embedding=a)
+
+class Idle(Head):
+    n_views = 0
 
 class Half(Head):
     def forward(self, encodings):
@@ -207,7 +208,7 @@ def of(kind, classes):
 @hookimpl
 def dira_discriminators():
     yield from of("d", {"good-head": Head, "vector": Vector, "half-loss": Half, "endless": Endless,
-                        "blind": Blind, "forgetful": Forgetful, "double": Double,
+                        "idle": Idle, "blind": Blind, "forgetful": Forgetful, "double": Double,
                         "bare": Bare, "told": Told, "averaged": Averaged, "quick": Quick,
                         "flat": Flat, "wordy": Wordy, "unbuilt": lambda: None,
                         "class": lambda: Head})
@@ -245,6 +246,7 @@ def dira_trackers():
 
 CAUGHT: dict[tuple[Kind, str], str] = {
     ("discriminator", "vector"): "not a scalar",
+    ("discriminator", "idle"): "n_views is 0",
     ("discriminator", "half-loss"): "the loss is not float32",
     ("discriminator", "endless"): "the loss is not finite",
     ("discriminator", "blind"): "no gradient at the backbone",
