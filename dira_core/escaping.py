@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&!])")
 
@@ -13,6 +14,13 @@ FORMULA = ("=", "+", "-", "@")
 def printable(name: str) -> str:
     """Escape characters a terminal obeys, and bytes of a file name that are no text."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
+
+
+def first_few(names: Iterable[str], most: int = 5) -> str:
+    """Name so many, printable, and count the others."""
+    every = [printable(name) for name in names]
+    shown = ", ".join(every[:most])
+    return f"{shown} and {len(every) - most} more" if len(every) > most else shown
 
 
 def as_markdown(name: str) -> str:

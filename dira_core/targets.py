@@ -47,6 +47,10 @@ class Labelled(ABC):
         """Say whether the files of an image, and of what is known of it, exist; none is opened."""
         return self.source.there(index)
 
+    def digests(self) -> dict[str, str]:
+        """Return digests of the images, and of all that is known of them, as results keep them."""
+        return {"images": self.source.fingerprint(), "labels": self.fingerprint()}
+
     def fingerprint(self) -> str:
         """Return a digest of all that is known of the images: labels or masks, split, patients.
 

@@ -149,11 +149,8 @@ class Files(Dataset[None]):
 
     def examine(self, index: int) -> Finding | str:
         """Read a file, or its slices; return what it is, or why it cannot be read."""
-        path, slices, how = (
-            self._source.path(index),
-            self._source.slices(index),
-            self._source.options,
-        )
+        path, slices = self._source.path(index), self._source.slices(index)
+        how = self._source.options
         try:
             return _finding(
                 *inspect(path, how.window, how.spacing, first_of_4d=how.first_of_4d, slices=slices)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dira_core.escaping import first_few
 from dira_core.study.plan import Study
 from dira_core.study.results import (
     Comparison,
@@ -14,9 +15,6 @@ from dira_core.study.results import (
     metric_of,
     tabled,
 )
-
-NAMED = 5
-"""Of one reason; the others are counted."""
 
 
 def omitted(
@@ -47,11 +45,11 @@ def omitted(
         else:
             why = f"there is no {metric} of this task, change targets.{cell.target}.metric"
             undefined.setdefault(why, {})[name] = None
-    reasons = [f"left out: {listed(of)} ({why})" for why, of in undefined.items()]
+    reasons = [f"left out: {first_few(of)} ({why})" for why, of in undefined.items()]
     if uncertain:
         reasons.append(
-            f"no intervals: {listed(uncertain)} (an older dira did not write which classes count: "
-            "remove the folders of these jobs and start the study again)"
+            f"no intervals: {first_few(uncertain)} (an older dira did not write which classes "
+            "count: remove the folders of these jobs and start the study again)"
         )
     if found and not compared:
         several = (f"{entry.recipe} {entry.arm}".strip() for of in found.values() for entry in of)
@@ -61,9 +59,3 @@ def omitted(
             "values, which are in results.json (add arms to the study for tables)"
         )
     return reasons
-
-
-def listed(names: Mapping[str, None]) -> str:
-    """Name some, and count the others."""
-    shown = ", ".join([*names][:NAMED])
-    return f"{shown} and {len(names) - NAMED} more" if len(names) > NAMED else shown

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dira_core.errors import DataError, RecipeError, RunFolderError
-from dira_core.escaping import printable
+from dira_core.escaping import first_few, printable
 from dira_core.plugins import make
 from dira_core.study.jobs import JOBS, Job
-from dira_core.study.omitted import listed
 from dira_core.targets import Labelled
 from dira_core.transfer import extra
 from dira_core.transfer.localize import check_classes
@@ -53,8 +52,7 @@ def opened(jobs: Sequence[Job]) -> Labelled:
     """Open the target of some jobs, part it for each of them, look at where its findings are."""
     plans = [Plan.model_validate(job.asked["plan"]) for job in jobs]
     target: Labelled = make("target", plans[0].target, plans[0].window or "auto")
-    for plan in {(plan.fraction, plan.label_seed): plan for plan in plans}.values():
-        parted(target, plan)
+    parted(target, {(plan.fraction, plan.label_seed): plan for plan in plans}.values())
     for job in jobs:
         if wanted := job.asked.get("localize"):
             check_findings(Path(wanted["truth"]), wanted["renamed"], target.classes)
@@ -73,15 +71,13 @@ def check_findings(truth: Path, renamed: Mapping[str, str], classes: Sequence[st
     check_classes(renamed, classes)
     labels = sorted({each.label for each in read_truths(truth, renamed)})
     if not set(labels) & set(classes):
-        has, tells = (listed(dict.fromkeys(map(printable, names))) for names in (labels, classes))
         raise DataError(
-            f"{printable(truth.name)} has findings of {has or 'nothing'}, the task tells {tells} "
-            "apart: name them alike, or rename some by `renamed`"
+            f"{printable(truth.name)} has findings of {first_few(labels) or 'nothing'}, the task "
+            f"tells {first_few(classes)} apart: name them alike, or rename some by `renamed`"
         )
 
 
 def same(job: Job, study: Path, target: Labelled) -> bool:
     """Say whether a job that is done was of the images and labels a target has now."""
     found = job.result(study)
-    now = {"images": target.source.fingerprint(), "labels": target.fingerprint()}
-    return all(found.get(key, value) == value for key, value in now.items())
+    return all(found.get(key, now) == now for key, now in target.digests().items())

@@ -128,9 +128,8 @@ def kept(folder: Path) -> Study:
     try:
         return Study.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise RunFolderError(f"{path} is damaged: start the study again, it is written anew") from (
-            error
-        )
+        way_out = "start the study again, it is written anew"
+        raise RunFolderError(f"{path} is damaged: {way_out}") from error
 
 
 def require_submitit() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,24 +67,19 @@ def measure_transfer(
     began = time.monotonic()
     begun = start(str(weights), plan)
     target: Labelled = make("target", plan.target, begun.prepare.window)
-    parts = parted(target, plan)
+    [parts] = parted(target, [plan])
     tuned = plan.way == "fine-tune"  # the others have nothing to stop
     parts = watched(parts, plan.training.least_validation if tuned else len(target.source))
     asked: dict[str, Any] = {
         "plan": plan.model_dump(mode="json"),
         "weights": dict(begun.provenance),
-        "images": target.source.fingerprint(),
-        "labels": target.fingerprint(),
+        **target.digests(),
     }
     if folder.is_dir():
         check_folder(folder)
     with owned(folder, LOCK):
-        if known := finished(folder, asked):
-            lost = [name for name in tables(known, plan) if not (folder / name).is_file()]
-            if not lost:
-                said(f"{folder} is done already")
-                return Transferred(folder, known)
-            said(f"{', '.join(lost)} of {folder} is gone: measured again")
+        if known := finished(folder, asked, plan, said):
+            return Transferred(folder, known)
         write_atomic(folder / PLAN, toml.write(asked["plan"]).encode())
         write_atomic(folder / ASKED, json.dumps(asked, indent=1).encode())
         for line in facts(begun, target, parts, plan):
@@ -132,8 +127,8 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the result of this very transfer, if the folder holds it.
+def finished(folder: Path, asked: dict[str, Any], plan: Plan, said: Said) -> dict[str, Any] | None:
+    """Return the result of this very transfer, if the folder holds it and its predictions.
 
     Raises:
         RunFolderError: It holds another transfer.
@@ -147,12 +142,15 @@ def finished(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
         raise RunFolderError(
             f"{folder} holds another transfer (different: {', '.join(changed)}): use another --out"
         )
-    return record(folder / RESULT) if RESULT in names else None
-
-
-def tables(result: Mapping[str, Any], plan: Plan) -> list[str]:
-    """Return the names of the files of predictions that a result is of."""
-    return [table_name(name, plan) for name in result.get("scores", {})]
+    if RESULT not in names:
+        return None
+    known = record(folder / RESULT)
+    tables = [table_name(name, plan) for name in known.get("scores", {})]
+    if lost := [name for name in tables if name not in names]:
+        said(f"{', '.join(lost)} of {folder} is gone: measured again")
+        return None
+    said(f"{folder} is done already")
+    return known
 
 
 def record(path: Path) -> dict[str, Any]:

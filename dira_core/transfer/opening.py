@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from dira_core.errors import DataError
+from dira_core.escaping import first_few
 from dira_core.targets import Labelled, Labels
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.splits import Split, split_of
 
-NAMED = 3
-"""Missing images that are named; the others are counted."""
 
-
-def parted(target: Labelled, plan: Plan) -> Split:
-    """Return which images train, which stop training and which are scored.
+def parted(target: Labelled, plans: Iterable[Plan]) -> list[Split]:
+    """Return which images train, which stop training and which are scored, by each plan.
 
     Raises:
         DataError: They cannot be parted, the truth of a test image is neither known nor unknown,
             or files of them are not there.
     """
-    parts = split_of(target, plan)
+    every = [split_of(target, plan) for plan in plans]
     if isinstance(target, Labels):
-        check_truth(target.labels[parts.test])
-    check_there(target, np.concatenate([parts.train, parts.validation, parts.test]))
-    return parts
+        for parts in every:
+            check_truth(target.labels[parts.test])
+    used = [part for parts in every for part in (parts.train, parts.validation, parts.test)]
+    check_there(target, np.unique(np.concatenate(used)))
+    return every
 
 
 def check_truth(labels: np.ndarray[Any, Any]) -> None:
@@ -51,9 +52,8 @@ def check_there(target: Labelled, positions: np.ndarray[Any, Any]) -> None:
     """
     missing = [int(index) for index in positions if not target.there(int(index))]
     if missing:
-        names = ", ".join(map(target.source.name, missing[:NAMED]))
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+        names = first_few(map(target.source.name, missing), most=3)
         raise DataError(
-            f"{len(missing)} of {len(positions)} images, or their masks, are not there ({names}"
-            f"{more}): bring the files, or take them out of the target"
+            f"{len(missing)} of {len(positions)} images, or their masks, are not there ({names}): "
+            "bring the files, or take them out of the target"
         )

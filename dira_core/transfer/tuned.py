@@ -99,8 +99,7 @@ def check_unchanged(target: Labels, result: dict[str, Any]) -> None:
     Raises:
         DataError: They differ.
     """
-    now = {"images": target.source.fingerprint(), "labels": target.fingerprint()}
-    changed = [name for name, known in now.items() if result.get(name) != known]
+    changed = [name for name, now in target.digests().items() if result.get(name) != now]
     if changed:
         raise DataError(
             "images, labels, patients or split changed since the transfer (different: "
