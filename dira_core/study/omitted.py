@@ -11,7 +11,6 @@ from dira_core.study.results import (
     Entry,
     Outcome,
     Place,
-    counted,
     metric_of,
     tabled,
 )
@@ -31,26 +30,19 @@ def omitted(
         found: Entries by place.
         compared: All comparisons.
     """
-    undefined, uncertain = dict[str, dict[str, None]](), dict[str, None]()
+    undefined = dict[str, dict[str, None]]()
     for outcome in tabled(study, outcomes):
         cell, metric = outcome.cell, metric_of(study, outcome)
         arm = f"{cell.recipe} {cell.arm}".strip()
         name = f"{arm} of {cell.target} {cell.way} {cell.fraction:.3g}"
         if outcome.scores.get(metric) is not None:
-            if counted(outcome, metric) is None:
-                uncertain[name] = None
-        elif metric in outcome.scores:
+            continue
+        if metric in outcome.scores:
             why = f"{metric} is not defined, the test images show one side of each class alone"
-            undefined.setdefault(why, {})[name] = None
         else:
             why = f"there is no {metric} of this task, change targets.{cell.target}.metric"
-            undefined.setdefault(why, {})[name] = None
+        undefined.setdefault(why, {})[name] = None
     reasons = [f"left out: {first_few(of)} ({why})" for why, of in undefined.items()]
-    if uncertain:
-        reasons.append(
-            f"no intervals: {first_few(uncertain)} (an older dira did not write which classes "
-            "count: remove the folders of these jobs and start the study again)"
-        )
     if found and not compared:
         several = (f"{entry.recipe} {entry.arm}".strip() for of in found.values() for entry in of)
         arms = ", ".join(dict.fromkeys(several))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from dira_core.escaping import text_cell
 from dira_core.study.jobs import TRANSFER, Cell, Job
 from dira_core.study.localized import placed
 from dira_core.study.plan import Arm, Metric, Study
-from dira_core.study.predictions import DRAWS, Predictions
+from dira_core.study.predictions import Predictions
 from dira_core.study.statistics import Array, hedges_g, holm, interval, t_test
 
 Place = tuple[str, str, float]
@@ -34,19 +33,19 @@ class Outcome:
         cell: Where in the grid.
         features: "fine-tune", or "plain" and "re-measured" of the frozen ways.
         scores: By name; None where not defined.
+        scored: Classes whose mean is the score.
         predictions: The table of its test images.
         images: Test images that pretraining saw; None where not known.
         seconds: It took.
-        scored: Classes whose mean is the score; None where it does not say.
     """
 
     cell: Cell
     features: str
     scores: Mapping[str, float | None]
+    scored: Sequence[str]
     predictions: Path
     images: int | None
     seconds: float
-    scored: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ class Entry:
         recipe: Name of the pretraining; empty for `random` and `imagenet`.
         arm: What was pretrained.
         values: By seed, in percent.
-        draws: Mean over seeds for each bootstrap draw of test patients, in percent; NaN where an
-            older dira did not say which classes count.
+        draws: Mean over seeds for each bootstrap draw of test patients, in percent.
     """
 
     recipe: str
@@ -109,10 +107,10 @@ def collect(jobs: Sequence[Job], study: Path) -> list[Outcome]:
                     job.cell,
                     features,
                     {**dict(flat(scores)), **placed(result.get("localization", {}))},
+                    scores["scored"],
                     job.folder(study) / TRANSFER / table,
                     result["pretraining"]["images"],
                     result["seconds"],
-                    scores.get("scored"),
                 )
             )
     return found
@@ -182,12 +180,7 @@ def entries(study: Study, outcomes: Sequence[Outcome]) -> dict[Place, list[Entry
                     f"{place[0]}: transfers met different test images, the data changed meanwhile: "
                     "use another --out"
                 )
-            scored = counted(seeds[0], metric)
-            draws = (
-                np.full(DRAWS, np.nan)
-                if scored is None
-                else np.mean([table.draws(metric, scored) for table in tables], 0)
-            )
+            draws = np.mean([table.draws(metric, seeds[0].scored) for table in tables], 0)
             known = tuple(100 * value for value in values if value is not None)
             found.setdefault(place, []).append(Entry(recipe, arm, known, 100 * draws))
     return found
@@ -200,19 +193,6 @@ def tabled(study: Study, outcomes: Sequence[Outcome]) -> list[Outcome]:
         for outcome in outcomes
         if outcome.features in ("fine-tune", study.targets[outcome.cell.target].features)
     ]
-
-
-def counted(outcome: Outcome, metric: Metric) -> Sequence[str] | None:
-    """Return the classes whose mean is the score; None where an older dira did not say which."""
-    if outcome.scored is not None:
-        return outcome.scored
-    start, mean = f"{metric} ", outcome.scores[metric]
-    classes = {n.removeprefix(start): v for n, v in outcome.scores.items() if n.startswith(start)}
-    known = [value for value in classes.values() if value is not None]
-    all_count = (
-        mean is not None and bool(known) and math.isclose(mean, np.mean(known), rel_tol=1e-9)
-    )
-    return [*classes] if all_count else None
 
 
 def metric_of(study: Study, outcome: Outcome) -> Metric:

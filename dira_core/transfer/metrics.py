@@ -177,9 +177,9 @@ def segmentation_scores(
         together, "dice_per_image" and "iou_per_image" are means over images (1 where prediction and
         truth are empty), "hd95_mm" or "hd95_px" the mean over images where neither is empty;
         "hd95_undefined" says how many are not in it, "images_with" in how many the truth is not
-        empty.
+        empty; "scored": the classes, whose mean counts.
     """
-    found: Scores = {"classes": list(classes)}
+    found: Scores = {"scored": list(classes)}
     for name, score in (("dice", dice), ("iou", iou)):
         each = [[score(counts[n, k]) for k in range(len(classes))] for n in range(len(counts))]
         found[f"{name}_global"] = _table([score(of) for of in counts.sum(0)], classes)

@@ -28,7 +28,7 @@ def cell(arm: Arm, seed: int = 0) -> Cell:
 
 def outcome(arm: Arm, seed: int, pointing: float) -> Outcome:
     scores = placed({"mass": finding(0.9), "all": finding(pointing)})
-    return Outcome(cell(arm, seed), "fine-tune", scores, Path(), 0, 1.0)
+    return Outcome(cell(arm, seed), "fine-tune", scores, [], Path(), 0, 1.0)
 
 
 def test_the_table_has_a_row_an_arm_over_all_findings_and_seeds() -> None:
@@ -59,7 +59,8 @@ def test_an_arm_without_all_seeds_is_not_in_the_table() -> None:
 def test_without_boxes_of_experts_there_is_no_table() -> None:
     assert placed({}) == {}
     assert (
-        localization_tables([Outcome(cell("di"), "fine-tune", {"auc": 1.0}, Path(), 0, 1.0)]) == []
+        localization_tables([Outcome(cell("di"), "fine-tune", {"auc": 1.0}, [], Path(), 0, 1.0)])
+        == []
     )
 
 

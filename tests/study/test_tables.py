@@ -19,13 +19,10 @@ from dira_core.study.jobs import Cell, Job
 from dira_core.study.plan import Arm, Study
 from dira_core.study.predictions import Predictions
 from dira_core.study.results import (
-    Outcome,
     collect,
     comparisons,
-    counted,
     csv_text,
     entries,
-    flat,
     with_all_seeds,
 )
 from dira_core.study.statistics import t_test
@@ -33,7 +30,6 @@ from dira_core.study.tables import Table, Text, all_tables, ranked
 from dira_core.study.writing import write_results
 from dira_core.targets import Labels
 from dira_core.transfer import scoring
-from dira_core.transfer.metrics import segmentation_scores
 
 AUC = {"random": 0.60, "di": 0.70, "dir": 0.71, "dira": 0.80}
 PLAN = Study.model_validate(
@@ -55,7 +51,8 @@ def finished(study: Path, arm: Arm, fraction: float, seed: int) -> Job:
         Cell(recipe, arm, "chest", "fine-tune", fraction, seed),
     )
     auc = AUC[arm] + 0.01 * seed
-    scores = {"auc": {"mean": auc, "by_class": {"=cmd|sick": auc}, "left_out": []}}
+    by_class = {"=cmd|sick": auc}
+    scores = {"auc": {"mean": auc, "by_class": by_class, "left_out": []}, "scored": [*by_class]}
     folder = job.folder(study)
     (folder / "transfer").mkdir(parents=True)
     result = {"scores": {"fine-tune": scores}, "pretraining": {"images": 0}, "seconds": 1.0}
@@ -199,40 +196,15 @@ def test_intervals_are_of_the_classes_whose_mean_is_the_score(
 ) -> None:
     jobs = [measured(tmp_path, arm, scored) for arm in ("random", "di")]
     for outcome in collect(jobs, tmp_path):
-        table, classes = Predictions(outcome.predictions), counted(outcome, "auc")
-        assert classes is not None
+        table = Predictions(outcome.predictions)
         once = np.ones((1, len(table.images)))
-        assert table.weighted("auc", classes, once) == pytest.approx([outcome.scores["auc"]])
+        again = table.weighted("auc", outcome.scored, once)
+        assert again == pytest.approx([outcome.scores["auc"]])
     write_results(PLAN, jobs, tmp_path)
     for entry in json.loads((tmp_path / "results.json").read_text())["entries"]:
         low, high = entry["interval"]
         assert low < entry["mean"] < high
         assert abs((low + high) / 2 - entry["mean"]) < 2
-
-
-@pytest.mark.parametrize("scored", [None, ["sick"]])
-def test_results_that_do_not_say_which_classes_count_have_an_interval_if_all_do(
-    scored: list[str] | None, tmp_path: Path
-) -> None:
-    job = measured(tmp_path, "di", scored)
-    path = job.folder(tmp_path) / "result.json"
-    result = json.loads(path.read_text())
-    del result["scores"]["fine-tune"]["scored"]
-    path.write_text(json.dumps(result))
-    said = "\n".join(write_results(PLAN, [job], tmp_path))
-    [entry] = json.loads((tmp_path / "results.json").read_text())["entries"]
-    assert (entry["interval"] is None) == bool(scored)
-    assert ("no intervals: moco di of chest fine-tune 1 (an older dira" in said) == bool(scored)
-
-
-def test_all_classes_of_masks_count() -> None:
-    counts = np.array([[[3, 4, 5, 6], [0, 0, 0, 0]], [[1, 4, 4, 7], [2, 2, 2, 2]]])
-    scores = segmentation_scores(counts, [[1.0, None], [2.0, 0.0]], ["lung", "heart"], "px")
-    cell = Cell("moco", "di", "chest", "fine-tune", 1.0, 0)
-    outcome = Outcome(cell, "fine-tune", dict(flat(scores)), Path(), 0, 1.0)
-    assert (
-        counted(outcome, "dice_per_image") == counted(outcome, "iou_per_image") == ["lung", "heart"]
-    )
 
 
 def test_weights_whose_score_is_not_defined_are_named_with_the_reason(

@@ -218,6 +218,7 @@ def test_global_dice_weighs_pixels_and_the_other_one_images() -> None:
     assert found["iou_global"]["mean"] == pytest.approx(16 / 17)
     assert found["hd95_mm"] == {"mean": 0.0, "by_class": {"lung": 0.0}}
     assert found["hd95_undefined"] == {"lung": 2}
+    assert found["scored"] == ["lung"]
 
 
 def test_a_missing_library_is_named_with_the_command_that_installs_it(
