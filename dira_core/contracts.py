@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from dira_core.errors import PluginError
 from dira_core.roles import Backbone, Discriminator, Source, trainable
-from dira_core.types import Objective
+from dira_core.types import Image, Objective
+
+KINDS = ("u1", "u2", "f4")
+"""What pixels of an image may be, as numpy says it."""
 
 GROUP_KEYS = ("params", "weight_decay", "lr_scale", "schedule")
 """What a parameter group of a Discriminator may say."""
@@ -93,6 +97,19 @@ def source_flaw(source: Source) -> str | None:
         ):
             found = getattr(column, "shape", type(column).__name__)
             return f"`{name}` must be an array of {len(source)} integers, got {found}"
+    return None
+
+
+def image_flaw(image: object) -> str | None:
+    """Say why what a source read is no image, or None."""
+    if not isinstance(image, Image):
+        return f"read() returned {type(image).__name__}, not an Image"
+    pixels: object = image.pixels
+    if not (isinstance(pixels, np.ndarray) and pixels.ndim > 2 and pixels.dtype.str[1:] in KINDS):
+        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels)
+        return f"read() returned pixels that are {found}, not uint8, uint16 or float32 (C, *S)"
+    if len(image.window) != 2 or not all(map(math.isfinite, image.window)):
+        return f"read() returned the window {image.window!r:.60}, not two numbers"
     return None
 
 

@@ -9,11 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dira_core.components import Choice
+from dira_core.contracts import source_flaw
+from dira_core.errors import PluginError
+from dira_core.plugins import make
 from dira_core.roles import Source
+
+if TYPE_CHECKING:
+    from dira_core.data import Window
 
 
 @dataclass(frozen=True)
@@ -103,3 +110,40 @@ class Masks(Labelled, ABC):
         Raises:
             DataError: They cannot be read.
         """
+
+
+def build_target(choice: Choice, window: Window) -> Labels | Masks:
+    """Build a target that a plan chose.
+
+    Args:
+        choice: Its name and options.
+        window: How the weights' images became numbers in [0, 1].
+
+    Raises:
+        DataError: What it reads is missing or damaged.
+        PluginError: It handed over something that is no labelled task.
+    """
+    target: Labels | Masks = make("target", choice, window)
+    if flaw := target_flaw(target):
+        raise PluginError(f"target {choice.name!r}: {flaw}; report it to its plugin's authors")
+    return target
+
+
+def target_flaw(target: object) -> str | None:
+    """Say what is wrong with a labelled task, or None."""
+    if not isinstance(target, Labels | Masks):
+        return f"it made a {type(target).__name__}, not Labels or Masks"
+    n, k = len(target.source), len(target.classes)
+    for name in ("split", "patients"):
+        column: Sequence[str] | None = getattr(target, name)
+        if column is not None and len(column) != n:
+            return f"`{name}` has {len(column)} entries, its source {n} images"
+    if isinstance(target, Labels):
+        labels = target.labels
+        if labels.shape != (n, k) or labels.dtype.kind != "f":
+            return f"`labels` are {labels.dtype} {labels.shape}, not floats {(n, k)}"
+        if ((labels < 0) | (labels > 1)).any():
+            return "`labels` are not all in [0, 1]"
+        if not set(target.scored or ()) <= set(target.classes):
+            return "`scored` names something that is no class"
+    return source_flaw(target.source)

@@ -13,6 +13,7 @@ from pydantic_core import to_jsonable_python
 from dira_core import toml
 from dira_core.components import Component, Kind, Preset
 from dira_core.errors import PluginError, RecipeError
+from dira_core.layering import assignment, merge
 from dira_core.loading import OFFERS, Problem
 from dira_core.plugins import Plugins, installed
 
@@ -62,9 +63,16 @@ def show(name: _Name) -> None:
 
 
 @app.command()
-def check(name: _Name) -> None:
+def check(
+    name: _Name,
+    assignments: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value, an option; can be repeated")
+    ] = None,
+) -> None:
     """Check that a component keeps its contract: options, building, a tiny batch."""
     from dira_core.testing import check as checks
+
+    options = merge(map(assignment, assignments or []), ()).values
 
     kinds = [kind for kind in _kinds_of(name) if kind not in ("preset", "command")]
     if not kinds:
@@ -74,7 +82,7 @@ def check(name: _Name) -> None:
         )
     failed = 0
     for kind in kinds:
-        for what, wrong in checks(cast(Kind, kind), name):
+        for what, wrong in checks(cast(Kind, kind), name, **options):
             failed += wrong is not None
             passed = "" if what.startswith("not checked") else ": ok"
             typer.echo(f"{kind} {name}: {what}{passed if wrong is None else f': FAILED, {wrong}'}")

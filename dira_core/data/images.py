@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dira_core.contracts import demand, image_flaw
 from dira_core.data.crops import reduce_channels
 from dira_core.errors import DataError, DiraError, PluginError
 from dira_core.loading import said
@@ -102,9 +103,5 @@ def read_image(source: Source, index: int) -> Image:
             f"the source {type(source).__name__} raised {said(error)} "
             f"on image {index}, where only DataError is expected: report it to its authors"
         ) from error
-    if not isinstance(image, Image):
-        raise PluginError(
-            f"the source {type(source).__name__} read {type(image).__name__} as image {index}, "
-            "where an Image is expected: report it to its authors"
-        )
+    demand(source, image_flaw(image))
     return image

@@ -11,11 +11,10 @@ from typing import Any
 
 import torch
 
-from dira_core.plugins import make
 from dira_core.recipe import Recipe
 from dira_core.rehearsal import rehearse
 from dira_core.study.jobs import Job
-from dira_core.targets import Labels
+from dira_core.targets import Labels, build_target
 from dira_core.transfer.networks import classifier, start
 from dira_core.transfer.plan import Plan
 from dira_core.transfer.splits import split_of, training_on, watched
@@ -67,7 +66,7 @@ def _transfer(asked: dict[str, Any]) -> float:
     """
     plan = Plan.model_validate(asked["plan"])
     begun = start("random", plan)
-    target = make("target", plan.target, begun.prepare.window)
+    target = build_target(plan.target, begun.prepare.window)
     labels = target.labels if isinstance(target, Labels) else None
     parts = split_of(target, plan)
     network = classifier(begun, 2, 0)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from dira_core.errors import DataError, RecipeError, RunFolderError
 from dira_core.escaping import first_few, printable
-from dira_core.plugins import make
 from dira_core.study.jobs import JOBS, Job
-from dira_core.targets import Labelled
+from dira_core.targets import Labelled, build_target
 from dira_core.transfer import extra
 from dira_core.transfer.localize import check_classes
 from dira_core.transfer.opening import parted
@@ -51,7 +50,7 @@ def check_targets(jobs: Sequence[Job], study: Path) -> None:
 def opened(jobs: Sequence[Job]) -> Labelled:
     """Open the target of some jobs, part it for each of them, look at where its findings are."""
     plans = [Plan.model_validate(job.asked["plan"]) for job in jobs]
-    target: Labelled = make("target", plans[0].target, plans[0].window or "auto")
+    target = build_target(plans[0].target, plans[0].window or "auto")
     parted(target, {(plan.fraction, plan.label_seed): plan for plan in plans}.values())
     for job in jobs:
         if wanted := job.asked.get("localize"):

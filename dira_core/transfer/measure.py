@@ -17,8 +17,7 @@ from dira_core.errors import RunFolderError
 from dira_core.escaping import printable
 from dira_core.files import TEMPORARY, read_record, write_atomic
 from dira_core.lock import owned
-from dira_core.plugins import make
-from dira_core.targets import Labelled, Labels
+from dira_core.targets import Labelled, Labels, build_target
 from dira_core.transfer import extra
 from dira_core.transfer.finetune import STATE
 from dira_core.transfer.leaks import Overlap, overlap
@@ -66,7 +65,7 @@ def measure_transfer(
     said = said or (lambda line: None)
     began = time.monotonic()
     begun = start(str(weights), plan)
-    target: Labelled = make("target", plan.target, begun.prepare.window)
+    target = build_target(plan.target, begun.prepare.window)
     [parts] = parted(target, [plan])
     tuned = plan.way == "fine-tune"  # the others have nothing to stop
     parts = watched(parts, plan.training.least_validation if tuned else len(target.source))

@@ -14,9 +14,8 @@ from dira_core.build import place
 from dira_core.errors import CheckpointError, DataError, RecipeError
 from dira_core.export import Preprocessing, build
 from dira_core.files import read_record
-from dira_core.plugins import make
 from dira_core.precision import resolve_device
-from dira_core.targets import Labels
+from dira_core.targets import Labels, build_target
 from dira_core.tensorfiles import read_tensors
 from dira_core.transfer.finetune import BEST
 from dira_core.transfer.images import LabelTask
@@ -65,7 +64,7 @@ def tuned(folder: Path) -> Tuned:
         ) from error
     if plan.way != "fine-tune":
         raise RecipeError(f"{folder} was not fine-tuned but {plan.way}: use --way fine-tune")
-    target = make("target", plan.target, header.window)
+    target = build_target(plan.target, header.window)
     if not isinstance(target, Labels):
         raise RecipeError(f"{folder} was trained with masks: localisation is of labels alone")
     if header.dims != 2:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from dira_core.build import place
-from dira_core.errors import PluginError, RecipeError
+from dira_core.errors import RecipeError
 from dira_core.evaluate import pieces
 from dira_core.precision import (
     Precision,
@@ -18,7 +18,7 @@ from dira_core.precision import (
     resolve_precision,
     smallest_bf16_side,
 )
-from dira_core.targets import Labelled, Labels, Masks
+from dira_core.targets import Labels, Masks
 from dira_core.transfer.finetune import FineTuning
 from dira_core.transfer.frozen import features, knn_scores, linear_scores, measured
 from dira_core.transfer.images import LabelTask, MaskTask
@@ -33,7 +33,7 @@ Said = Callable[[str], None]
 
 
 def predictions(
-    begun: Start, target: Labelled, parts: Split, plan: Plan, folder: Path, said: Said
+    begun: Start, target: Labels | Masks, parts: Split, plan: Plan, folder: Path, said: Said
 ) -> tuple[dict[str, Predicted], dict[str, Any]]:
     """Train as the plan says and score the test part, by name of what was scored."""
     device = resolve_device(plan.device)
@@ -59,7 +59,7 @@ def predictions(
         )
         predicted = score_labels(target, parts.test, scores)
         notes: dict[str, Any] = {}
-    elif isinstance(target, Masks):
+    else:
         masks = MaskTask(target, begun.prepare, plan, dims)
         segmenting, decoder = segmenter(begun, len(target.classes), plan)
         said(f"decoder     {decoder}")
@@ -73,9 +73,6 @@ def predictions(
                     "(`target.classes` says which value it has)"
                 )
         notes = {"decoder": decoder}
-    else:
-        kind = type(target).__name__
-        raise PluginError(f"target {plan.target.name!r} made a {kind}, not Labels or Masks")
     course = tuning.course
     notes["training"] = {
         "epochs": course.epoch,

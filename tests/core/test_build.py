@@ -209,7 +209,7 @@ def test_a_source_whose_labels_do_not_fit_its_images_is_refused() -> None:
 
 @pytest.mark.usefixtures("_kit")
 def test_a_source_that_reads_something_else_than_an_image_is_named() -> None:
-    with pytest.raises(PluginError, match="^the source Listed read int as image 0, where an Image"):
+    with pytest.raises(PluginError, match=r"^Listed of .*: read\(\) returned int, not an Image"):
         read_image(build_source(recipe(data="imageless")), 0)
 
 

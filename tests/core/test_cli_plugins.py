@@ -204,7 +204,7 @@ def test_a_check_says_what_holds_and_what_does_not(
 ) -> None:
     testing = ModuleType("dira_core.testing")
     monkeypatch.setitem(sys.modules, "dira_core.testing", testing)
-    vars(testing)["check"] = lambda kind, name: [
+    vars(testing)["check"] = lambda kind, name, **options: [
         ("options round trip", None),
         ("builds", "it did not" if kind == "restorer" else None),
         ("not checked: path must be given", None),

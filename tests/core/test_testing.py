@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 from distributions import offered
+from kit import Dira
 
 from dira_core.components import Kind
-from dira_core.errors import RecipeError
+from dira_core.errors import PluginError, RecipeError
 from dira_core.plugins import installed
+from dira_core.targets import build_target
 from dira_core.testing import TinySource, check, choice, tiny_batch
 
 KINDS: tuple[Kind, ...] = (
@@ -19,29 +23,26 @@ KINDS: tuple[Kind, ...] = (
     "adversary",
     "distortion",
     "backbone",
-    "source",
     "tracker",
 )
 EVERY = [(kind, name) for kind in KINDS for name in installed().names(kind)]
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "one-of": {"of": ["inner-cutout", "patch-swap"], "weights": [0.5, 0.2]},
-    "folder": {"path": "somewhere"},
-    "manifest": {"path": "somewhere.csv"},
-    "cache": {"path": "somewhere"},
-    "shards": {"path": "somewhere"},
-    "words": {"path": "somewhere"},
     "barlow": {"dim": 512},  # 8192 without bf16 instructions: half a minute
 }
 
 ZOO = """
+import numpy as np
 import torch
 from pydantic import Field
 from torch import nn
 from dira_core import (
-    Adversary, Backbone, Component, Discriminator, Distortion, DistortionOptions, Objective,
-    Options, Restorer, Tracker, hookimpl,
+    Adversary, Backbone, Component, Discriminator, Distortion, DistortionOptions, Image, Labels,
+    Masks, Objective, Options, Restorer, Tracker, hookimpl,
 )
+from dira_core.targets import build_target
+from dira_core.testing import TinySource
 
 class Head(Discriminator):
     def __init__(self):
@@ -191,6 +192,73 @@ class Deaf(Tracker):
     def log(self, step, metrics):
         raise RuntimeError("no network")
 
+class Few(TinySource):
+    read_as = staticmethod(lambda image, index: image)
+
+    def read(self, index):
+        return self.read_as(super().read(index), index)
+
+class Grey(Few):
+    read_as = staticmethod(lambda image, index: Image(image.pixels[0], image.window))
+
+class Deep(Few):
+    read_as = staticmethod(lambda image, index: Image(image.pixels * 1.0, image.window))
+
+class Open(Few):
+    read_as = staticmethod(lambda image, index: Image(image.pixels, (0.0, float("inf"))))
+
+class Array(Few):
+    read_as = staticmethod(lambda image, index: image.pixels)
+
+class Noisy(Few):
+    def read(self, index):
+        noise = np.random.default_rng().integers(0, 255, (1, 8, 8), np.uint8)
+        return Image(noise, (0.0, 255.0))
+
+class Empty(Few):
+    def __len__(self):
+        return 0
+
+class Listed(Few):
+    def __init__(self):
+        super().__init__()
+        self.labels = [0] * len(self)
+
+class Locked(Few):
+    def __init__(self):
+        super().__init__()
+        self.opened = lambda: None
+
+class Nameless(Few):
+    def name(self, index):
+        return ""
+
+class Fickle(Few):
+    def fingerprint(self):
+        self.asked = getattr(self, "asked", 0) + 1
+        return str(self.asked)
+
+def task(**wrong):
+    source = TinySource(4)
+    floats = np.array([[1, 0], [0, 1], [np.nan, np.nan], [0.5, 0]])
+    known = {"classes": ["a", "b"], "split": None, "patients": [""] * 4, "labels": floats}
+    return Labels(source, **{**known, "exclusive": False, **wrong})
+
+class Flatly(Masks):
+    def mask(self, index):
+        return np.zeros((24, 24), bool), np.ones((24, 24), bool)
+
+class Counted(Flatly):
+    def mask(self, index):
+        return np.zeros((1, 24, 24), np.uint8), np.ones((24, 24), bool)
+
+class Right(Flatly):
+    def mask(self, index):
+        return np.zeros((1, 24, 24), bool), np.ones((24, 24), bool)
+
+def masked(kind):
+    return kind(TinySource(4), ["a"], None, [""] * 4)
+
 class Odd(Options):
     number: float = Field(1.0, exclude=True)
     twice: float = 2.0
@@ -240,6 +308,26 @@ def dira_backbones():
                         "wrong-number": lambda: Stack((4, 4), (2, 4))})
 
 @hookimpl
+def dira_sources():
+    yield from of("s", {"good-source": Few, "grey": Grey, "deep": Deep, "open": Open,
+                        "array": Array, "noisy": Noisy, "empty": Empty, "listed": Listed,
+                        "locked": Locked, "nameless": Nameless, "fickle": Fickle})
+
+@hookimpl
+def dira_targets():
+    labels = np.zeros((4, 2))
+    yield from of("l", {"good-labels": task, "good-masks": lambda: masked(Right),
+                        "source-only": lambda: TinySource(4),
+                        "short": lambda: task(patients=["p"] * 3),
+                        "long": lambda: task(split=["train"] * 5),
+                        "one-label": lambda: task(labels=labels[:, 0]),
+                        "whole-numbers": lambda: task(labels=labels.astype(int)),
+                        "percents": lambda: task(labels=labels + 50),
+                        "scores-c": lambda: task(scored=["c"]),
+                        "flat-masks": lambda: masked(Flatly),
+                        "number-masks": lambda: masked(Counted)})
+
+@hookimpl
 def dira_trackers():
     yield from of("t", {"deaf": Deaf})
 """
@@ -280,6 +368,25 @@ CAUGHT: dict[tuple[Kind, str], str] = {
     ("backbone", "wrong-stride"): "a map is",
     ("backbone", "wrong-channels"): "its `channels` [8]",
     ("backbone", "wrong-number"): "its `channels` [4, 4]",
+    ("source", "grey"): "pixels that are uint8 (24, 24), not uint8, uint16 or float32 (C, *S)",
+    ("source", "deep"): "pixels that are float64 (1, 24, 24)",
+    ("source", "open"): "the window (0.0, inf)",
+    ("source", "array"): "read() returned ndarray, not an Image",
+    ("source", "noisy"): "another image the second time",
+    ("source", "empty"): "no image",
+    ("source", "listed"): "`labels` must be an array of 16 integers",
+    ("source", "locked"): "pickle",
+    ("source", "nameless"): "name() is empty",
+    ("source", "fickle"): "fingerprint() is another one each time",
+    ("target", "source-only"): "a TinySource, not Labels or Masks",
+    ("target", "short"): "`patients` has 3 entries, its source 4 images",
+    ("target", "long"): "`split` has 5 entries, its source 4 images",
+    ("target", "one-label"): "`labels` are float64 (4,), not floats (4, 2)",
+    ("target", "whole-numbers"): "`labels` are int64 (4, 2)",
+    ("target", "percents"): "not all in [0, 1]",
+    ("target", "scores-c"): "`scored` names something that is no class",
+    ("target", "flat-masks"): "masks are (24, 24), not (1, 24, 24)",
+    ("target", "number-masks"): "not bool",
     ("tracker", "deaf"): "no network",
 }
 GOOD: list[tuple[Kind, str]] = [
@@ -288,6 +395,9 @@ GOOD: list[tuple[Kind, str]] = [
     ("restorer", "larger"),
     ("adversary", "good-critic"),
     ("backbone", "good-stack"),
+    ("source", "good-source"),
+    ("target", "good-labels"),
+    ("target", "good-masks"),
 ]
 
 
@@ -305,6 +415,21 @@ def test_every_installed_component_keeps_its_contract(kind: Kind, name: str) -> 
     assert not any("not checked" in title for title, _ in results)
 
 
+@pytest.mark.parametrize("name", sorted({*installed().names("source")} - {"words"}))
+def test_every_source_of_images_keeps_its_contract(name: str, tmp_path: Path, dira: Dira) -> None:
+    (tmp_path / "folder").mkdir()
+    for n in range(2):
+        PIL.Image.linear_gradient("L").rotate(90 * n).save(tmp_path / f"folder/{n}.png")
+    (tmp_path / "manifest").write_text("image\nfolder/0.png\nfolder/1.png\n")
+    for verb, made in (("cache", "cache"), ("shard", "shards")):
+        assert dira("data", verb, "folder", "--out", made)[0] == 0
+    options = {} if name.startswith("phantom") else {"path": name}
+    assert check("source", name, **options) == [
+        ("options survive JSON", None),
+        ("contract", None),
+    ]
+
+
 @pytest.mark.usefixtures("_zoo")
 @pytest.mark.parametrize(("kind", "name"), CAUGHT)
 def test_a_usual_mistake_is_caught_and_named(kind: Kind, name: str) -> None:
@@ -320,9 +445,22 @@ def test_what_the_mistakes_were_made_of_is_sound(kind: Kind, name: str) -> None:
     assert [wrong for _, wrong in check(kind, name) if wrong is not None] == []
 
 
+@pytest.mark.usefixtures("_zoo")
+def test_a_transfer_refuses_what_is_no_labelled_task() -> None:
+    with pytest.raises(PluginError, match="^target 'short': `patients` has 3 entries"):
+        build_target(choice("target", "short"), "auto")
+
+
+def test_options_that_a_component_has_not_are_refused_with_the_nearest(dira: Dira) -> None:
+    code, _, err = dira("plugins", "check", "phantom", "--set", "sizes=3")
+    assert (code, "did you mean 'size'" in err) == (2, True)
+    code, out, _ = dira("plugins", "check", "phantom", "--set", "n=3")
+    assert (code, out.count(": ok")) == (0, 2)
+
+
 def test_a_component_that_needs_options_says_which_and_is_not_called_broken() -> None:
     assert check("distortion", "one-of") == [
-        ("not checked: of and weights must be given to dira_core.testing.check()", None)
+        ("not checked: of and weights must be given (--set of=...)", None)
     ]
 
 

@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
 from dira_core import measure_transfer, transfer_plan
 from dira_core.errors import DataError
+from dira_core.testing import check
 from dira_core.transfer.splits import split
 from dira_targets import chestxray14
 from dira_targets import chexpert as chexpert_module
@@ -59,6 +60,7 @@ def nih(tmp_path: Path) -> Path:
 
 
 def test_chestxray14_is_split_by_its_lists(nih: Path) -> None:
+    assert [wrong for _, wrong in check("target", "chestxray14", path=nih)] == [None, None]
     found = chestxray14.read(ChestXray14Options(path=nih), "auto")
     names = [Path(found.source.name(i)).name for i in range(len(found.source))]
     assert len(names) == 18
@@ -173,6 +175,7 @@ def test_uncertain_labels_of_chexpert_follow_the_policy(
 
 
 def test_chexpert_tests_on_its_validation_set_and_scores_five_findings(chexpert: Path) -> None:
+    assert [wrong for _, wrong in check("target", "chexpert", path=chexpert)] == [None, None]
     options = CheXpertOptions(path=chexpert, uncertain="ignore", views="frontal")
     found = chexpert_module.read(options, "auto")
     assert found.split == ["train"] * 4 + ["test"] * 2
@@ -266,6 +269,7 @@ def siim(tmp_path: Path) -> Path:
 
 
 def test_siim_unites_the_runs_of_an_image_and_tests_on_the_test_folder(siim: Path) -> None:
+    assert [wrong for _, wrong in check("target", "siim-acr", path=siim)] == [None, None]
     found = read_siim(SiimOptions(path=siim), "auto")
     assert found.split == ["train"] * 4 + ["test"]
     masks, known = found.mask(0)
@@ -301,6 +305,7 @@ def test_montgomery_reads_both_lungs_together_or_apart(tmp_path: Path) -> None:
             path = tmp_path / f"ManualMask/{side}Mask/MCUCXR_000{i}_{i % 2}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(mask).save(path)
+    assert [wrong for _, wrong in check("target", "montgomery", path=tmp_path)] == [None, None]
     found = read_montgomery(MontgomeryOptions(path=tmp_path), "auto")
     assert found.classes == ("lungs",)
     assert found.mask(1)[0].sum() == 2 * 12 * 6

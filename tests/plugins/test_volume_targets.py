@@ -15,6 +15,7 @@ from volumes import noise, write_series
 
 from dira_core import measure_transfer, transfer_plan
 from dira_core.errors import DataError
+from dira_core.testing import check
 from dira_core.transfer.splits import split
 from dira_targets.brats import read as read_brats
 from dira_targets.brats import thirds
@@ -66,6 +67,7 @@ def luna(tmp_path: Path) -> Path:
 
 
 def test_luna16_cuts_a_box_around_each_candidate_and_splits_by_subset(luna: Path) -> None:
+    assert [wrong for _, wrong in check("target", "luna16", path=luna)] == [None, None]
     options = Luna16Options(path=luna, extent=(7.5, 7.2, 7.7), negatives=1.0)
     found = read_luna16(options, (-1000.0, 400.0))
     assert found.notes == [
@@ -128,6 +130,7 @@ def test_candidates_of_a_csv_file_are_measured(luna: Path, tmp_path: Path) -> No
         lines.append(",".join([f"subset{n}/{series}.mhd", *cells, f"p{n}"]))
     file = luna / "places.csv"
     file.write_text("\n".join(lines) + "\n")
+    assert [wrong for _, wrong in check("target", "candidates", path=file)] == [None, None]
     found = read_candidates(CandidatesOptions(path=file), "auto")
     assert (len(found.source), len(set(found.patients)), found.split) == (40, 10, None)
     parts = split(None, found.patients, found.labels, 1.0, 0, 0)
@@ -221,6 +224,7 @@ def lidc(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
 
 
 def test_lidc_draws_what_half_of_the_readers_outlined(lidc: Path) -> None:
+    assert [wrong for _, wrong in check("target", "lidc-idri", path=lidc)] == [None, None]
     options = LidcOptions(path=lidc, readers=2, extent=(20.0, 14.0, 14.4))
     found = read_lidc(options, (-1000.0, 1000.0))
     assert found.split == ["train", "test"]
@@ -265,6 +269,7 @@ def test_lits_pairs_numbers_and_takes_the_tumour_for_liver(tmp_path: Path) -> No
         nifti(tmp_path / batch / f"volume-{n}{end}", voxels)
         if n != 130:
             nifti(tmp_path / batch / f"segmentation-{n}{end}", mask)
+    assert [wrong for _, wrong in check("target", "lits", path=tmp_path)] == [None, None]
     found = read_lits(LitsOptions(path=tmp_path), "auto")
     assert found.split == ["train", "train", "validation", "test"]
     assert found.notes == [
@@ -290,6 +295,7 @@ def test_brats_takes_one_modality_or_stacks_four(tmp_path: Path) -> None:
         mask = np.zeros((14, 12, 10), np.uint8)
         mask[1:3, 2:4, 5], mask[5, 5, 5] = 4, 1
         nifti(folder / f"Brats18_{n}_1_seg.nii.gz", mask)
+    assert [wrong for _, wrong in check("target", "brats", path=tmp_path)] == [None, None]
     found = read_brats(BratsOptions(path=tmp_path), "auto")
     assert sorted(found.split or ()) == ["test"] * 2 + ["train"] * 4
     assert found.mask(0)[0].sum() == 5

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from dira_core import DataError, Image, RecipeError, Source, Trio
 from dira_core.plugins import make
-from dira_core.testing import choice
+from dira_core.testing import check, choice
 from dira_transvw import WordsOptions
 from dira_transvw.autoencoder import Autoencoder, fit
 from dira_transvw.discovery import Plan, discover
@@ -115,6 +115,10 @@ def test_there_are_words_times_instances_times_resolutions(found: Path) -> None:
         assert len(held) == 2
         assert [line["resolution"] for line in train] == ["0", "1", "2"] * 4
         assert {line["resolution"] for line in held} == {"0"}
+
+
+def test_the_source_keeps_its_contract(found: Path) -> None:
+    assert [wrong for _, wrong in check("source", "words", path=found)] == [None, None]
 
 
 def test_patients_held_out_are_in_no_training_word(found: Path) -> None:
