@@ -8,7 +8,9 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
+from textwrap import indent
 from typing import Any, get_args
 
 import typer
@@ -38,6 +40,9 @@ BOUNDS = {
     "exclusiveMaximum": "below",
     "maximum": "at most",
 }
+
+CALLED = ("__call__", "__getitem__", "__len__")
+"""Methods that a reader uses by an operator."""
 
 ALIASES = {
     "Change": "What is done to one image: `Callable[[np.ndarray], np.ndarray]`.",
@@ -189,20 +194,66 @@ def _components(kind: str) -> Iterator[str]:
 
 
 def api() -> str:
-    """Return the page of every public name."""
+    """Return the page of every public name: what `help` says of it."""
     lines = [
         "# Python API",
         NOTE,
         "What `dira_core` itself exports. A plugin imports these and nothing below them; "
         "`dira_core.testing` has tiny parts and contract checks for its tests.",
     ]
-    rows = [(f"`{name}`", _kind(name), ALIASES.get(name) or _said(name)) for name in _public()]
+    names = list(dira_core.__all__)
+    rows = [(_linked(name), _kind(name), ALIASES.get(name) or _said(name)) for name in names]
     lines.append("\n".join(table(("name", "is", "what"), *rows)))
+    for name in names:
+        if name not in ALIASES:
+            text = "\n".join(_helped(name, getattr(dira_core, name)))
+            lines += [f"## `{name}`", f"```text\n{text}\n```"]
     return _page(lines)
 
 
-def _public() -> list[str]:
-    return list(dira_core.__all__)
+def _helped(name: str, value: Any) -> Iterator[str]:
+    """Yield signature and docstring of a class or function, and those of a class's methods."""
+    yield f"{name}{_signature(value)}"
+    yield from indent(inspect.getdoc(value) or "", "    ").splitlines()
+    for method, held in vars(value).items() if isinstance(value, type) else ():
+        if (method.startswith("_") and method not in CALLED) or not held.__doc__:
+            continue
+        if isinstance(held, property | cached_property):
+            yield f"\n    {method}\n        {_first_line(held)}"
+        elif callable(held) or isinstance(held, classmethod | staticmethod):
+            inner = "\n".join(_helped(method, getattr(value, method)))
+            yield f"\n{indent(inner, '    ')}"
+
+
+def _signature(value: Any) -> str:
+    """Return how something is called, as it is written; nothing where a recipe fills it in."""
+    if isinstance(value, type) and (issubclass(value, BaseModel) or "__init__" not in vars(value)):
+        return ""
+    signature, parts = inspect.signature(value), list[str]()
+    for each in signature.parameters.values():
+        if each.kind is each.KEYWORD_ONLY and not any(p.startswith("*") for p in parts):
+            parts.append("*")
+        if each.annotation is not each.empty:
+            each = each.replace(annotation=Written(each.annotation))
+        if inspect.isfunction(each.default):
+            each = each.replace(default=Written(each.default.__name__))
+        if each.name != "self":
+            parts.append(str(each))
+    returned = "" if isinstance(value, type) else f" -> {signature.return_annotation}"
+    line = f"({', '.join(parts)}){returned}"
+    if len(line) <= WIDTH - 25:
+        return line
+    return "(\n    " + ",\n    ".join(parts) + f",\n){returned}"
+
+
+class Written(str):
+    """A part of a signature that is shown as it is written."""
+
+    __repr__ = str.__str__
+
+
+def _linked(name: str) -> str:
+    return f"`{name}`" if name in ALIASES else f"[`{name}`](#{name.lower()})"
 
 
 def _said(name: str) -> str:
