@@ -95,6 +95,7 @@ if TYPE_CHECKING:
     from dira_core.roles import Tracker as Tracker
     from dira_core.settings import Settings as Settings
     from dira_core.source_options import VolumeOptions as VolumeOptions
+    from dira_core.targets import Labelled as Labelled
     from dira_core.targets import Labels as Labels
     from dira_core.targets import Masks as Masks
     from dira_core.transfer.measure import Transferred as Transferred
@@ -182,7 +183,7 @@ _PUBLIC = {
     ],
     "settings": ["Settings"],
     "source_options": ["VolumeOptions"],
-    "targets": ["Labels", "Masks"],
+    "targets": ["Labelled", "Labels", "Masks"],
     "transfer.measure": ["Transferred", "measure_transfer"],
     "transfer.plan": ["transfer_plan"],
     "trio": ["Trio"],

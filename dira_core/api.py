@@ -141,7 +141,16 @@ def pretrain(
     """Pretrain a trio put together by hand on a source of one's own; like `run` otherwise.
 
     Args:
+        trio: Backbone and roles, as they start.
+        source: The images.
+        settings: All else that a recipe says.
+        folder: The run folder, created if missing.
+        resume: Continue the run in that folder.
+        display: Where a person watches; nowhere by default.
         heirloom: Weights of roles that an earlier stage ended with.
+
+    Raises:
+        DiraError: Something a user can mend; status.json in the folder says it as well.
     """
     game: Game | None = None
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Labelled(ABC):
-    """Labelled images of either kind.
+    """Labelled images of either kind: what `Labels` and `Masks` have in common.
 
     Attributes:
         source: The images.

@@ -19,9 +19,9 @@ class Teacher(nn.Module):
     Source: He et al., "Momentum Contrast", CVPR 2020, arXiv:1911.05722, eq. 2.
 
     Call the copies under `torch.no_grad()`, or the teacher itself where they are a backbone and its
-    projector. In training their batch norms use the batch at hand and
-    keep statistics of their own, unless `average_norm`: then they use running statistics, which
-    are averaged like the weights (Cai et al., "Exponential Moving Average Normalization", CVPR
+    projector. In training their batch norms use the batch at hand and keep statistics of their own,
+    unless `average_norm`: then they use running statistics, which are averaged like the weights
+    (Cai et al., "Exponential Moving Average Normalization", CVPR
     2021, arXiv:2101.08482). No key can then be told by the statistics of its batch, which is what
     shuffling keys between processes (ShuffleBN) is for, at no price and in any number of processes.
     Where nobody has measured statistics yet, the first batch in training is used and measured: an
