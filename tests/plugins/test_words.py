@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -204,6 +205,8 @@ def test_a_folder_of_other_words_or_other_files_is_refused(found: Path, tmp_path
         discover(Bodies(), found, replace(PLAN, words=2, apart=2.0), quiet)
     with pytest.raises(DataError, match="begun with other data"):
         discover(Bodies(14), found, PLAN, quiet)
+    with pytest.raises(DataError, match=r"begun with other data\.window: give the same"):
+        discover(Bodies(), found, replace(PLAN, reading={"window": "full"}), quiet)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
         discover(Bodies(), tmp_path, PLAN, quiet)
@@ -403,9 +406,30 @@ def test_from_the_command_line_words_are_found_and_learned(dira: Dira, tmp_path:
     code, _, wrong = dira("words", "score", "runs/learned", "--data", "words", "--split", "some")
     assert (code, wrong.count("\n")) == (2, 1)
     assert "held-out, train or all" in wrong
+    assert dira(*asked, "--seed", "1", "--out", "others")[0] == 0
+    code, _, wrong = dira("words", "score", "runs/learned", "--data", "others")
+    assert (code, wrong) == (
+        2,
+        "error: runs/learned learned other words than those of --data: give 'words'\n",
+    )
     code, _, wrong = dira(*asked[:-2], "--apart", "3")
     assert (code, wrong.count("\n")) == (3, 1)
     assert "begun with other apart" in wrong
+
+
+def test_volumes_read_otherwise_do_not_pass_for_words_there_are(dira: Dira, tmp_path: Path) -> None:
+    (tmp_path / "ct").mkdir()
+    for index in range(4):
+        voxels = Bodies().read(index + 4).pixels[0].T.astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / f"ct/{index}.nii")
+    small = ("--words", "2", "--size", "6", "8", "8", "--grid", "16", "16", "16", "--epochs", "1")
+    asked = ("words", "discover", "--data", "ct", "--out", "words", *small, "--apart", "2")
+    assert dira(*asked)[0] == 0
+    before = contents(tmp_path / "words")
+    code, _, wrong = dira(*asked, "--set", "data.window=[0,400]", "--set", "data.spacing=[2,2,2]")
+    assert (code, wrong.count("\n")) == (3, 1)
+    assert "begun with other data.window, data.spacing: give the same again" in wrong
+    assert contents(tmp_path / "words") == before
 
 
 def told(run: Path, words: Path) -> list[bool]:
