@@ -358,6 +358,12 @@ def test_soft_tissue_is_counted_as_the_public_code_does() -> None:
     assert is_worth_a_word(tissue, everything, lung=False)
 
 
+def test_lung_is_not_looked_for_in_values_that_are_not_in_hu() -> None:
+    cached = Image(np.full((1, 6, 8, 8), 6000, np.uint16), (0, 65535))
+    with pytest.raises(DataError, match="the CTs themselves instead of a cache"):
+        is_worth_a_word(cached, np.array([[0.0, 6.0], [0.0, 8.0], [0.0, 8.0]]), lung=True)
+
+
 def test_features_tell_where_a_ball_is_and_all_goes_through_the_code() -> None:
     z, y, x = np.indices((16, 16, 16))
     places = np.random.default_rng(0).uniform(4, 12, (32, 2))
