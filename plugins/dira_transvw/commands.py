@@ -77,9 +77,11 @@ def discover(
 
     recipe = resolve(gather(data=data, assignments=assignments or [])).recipe
     kept = (number, instances, held_out_instances, resolutions, size, apart, border, lung)
-    reading = recipe.data.options.model_dump(mode="json", exclude={"path"})
+    source = build_source(recipe)
+    options = recipe.data.options.model_dump(mode="json", exclude={"path"})
+    reading = {**options, **source.reading}
     plan = Plan(*kept, held_out=held_out, grid=grid, epochs=epochs, seed=seed, reading=reading)
-    found = discover(build_source(recipe), out, plan, _bar)
+    found = discover(source, out, plan, _bar)
     training, held = found.volumes
     typer.echo(f"volumes    {training} to find words in, {held} held out")
     for name in found.unreadable[:MOST_LISTED]:

@@ -70,6 +70,8 @@ class WordsSource(Source):
         self.folder = options.path
         self.header = read_header(self.folder)
         table = read_table(self.folder)
+        plan = self.header.get("plan", {}).get("reading", {})
+        self.reading = {key: plan[key] for key in ("window", "spacing") if key in plan}
         self._lines = [line for line in table if options.split in ("all", line.get("split"))]
         if not self._lines:
             raise DataError(

@@ -430,8 +430,10 @@ def test_volumes_read_otherwise_do_not_pass_for_words_there_are(dira: Dira, tmp_
         nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / f"ct/{index}.nii")
     small = ("--words", "2", "--size", "6", "8", "8", "--grid", "16", "16", "16", "--epochs", "1")
     asked = ("words", "discover", "--data", "ct", "--out", "words", *small, "--apart", "2")
-    assert dira(*asked)[0] == 0
+    assert dira(*asked, "--set", "data.window=percentile")[0] == 0
+    read = {"window": "percentile", "spacing": None}
     before = contents(tmp_path / "words")
+    assert WordsSource(WordsOptions(path=tmp_path / "words")).reading == read
     code, _, wrong = dira(*asked, "--set", "data.window=[0,400]", "--set", "data.spacing=[2,2,2]")
     assert (code, wrong.count("\n")) == (3, 1)
     assert "begun with other data.window, data.spacing: give the same again" in wrong
