@@ -71,6 +71,17 @@ def test_stored_numbers_are_scaled(tmp_path: Path) -> None:
     check_against_nibabel(tmp_path / "a.nii", seen(tmp_path / "a.nii"))
 
 
+@pytest.mark.parametrize("unit", ["meter", "mm", "micron", "unknown"])
+def test_lengths_are_in_mm_whatever_unit_the_file_has(tmp_path: Path, unit: str) -> None:
+    image = nib.Nifti1Image(noise(8, 9, 10), steps("RAS", (1, 2, 3)))
+    image.header.set_xyzt_units(unit, "sec")
+    image.to_filename(tmp_path / "a.nii")
+    found, (_, spacing) = seen(tmp_path / "a.nii"), itk_axes(sitk.ReadImage(tmp_path / "a.nii"))
+    np.testing.assert_allclose(found.spacing, spacing, rtol=1e-5)
+    assert found.affine is not None
+    np.testing.assert_allclose(np.linalg.norm(found.affine[:3, :3], axis=0)[::-1], spacing, 1e-5)
+
+
 def test_bytes_between_header_and_voxels_are_stepped_over(tmp_path: Path) -> None:
     image = nib.Nifti1Image(noise(8, 9, 10), steps("RAS", (1, 1, 1)))
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 4000))
