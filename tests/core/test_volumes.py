@@ -288,7 +288,7 @@ def test_series_in_one_flat_folder_are_volumes_of_their_own(tmp_path: Path) -> N
         assert np.array_equal(found.pixels[0], voxels)
         np.testing.assert_allclose(found.spacing, spacing, rtol=1e-5)
     assert audit(source, workers=0).readable == 3
-    with pytest.raises(DataError, match=r"several series: set data.series=split"):
+    with pytest.raises(DataError, match=r"several series: .* data.series=split"):
         read(flat, "auto")
     before = source.fingerprint()
     (flat / "0002-1.dcm").write_bytes(b"changed")  # not the file that names the series
