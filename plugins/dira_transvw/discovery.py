@@ -158,7 +158,8 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
         for volume, some in sorted(by_volume.items()):
             write_cubes(source, int(survey.index[volume]), some, out, plan)
             tick(1)
-    write_table(out / TABLE, lines)
+    digests = {volume: source.digest(int(survey.index[volume])) for volume in by_volume}
+    write_table(out / TABLE, lines, digests)
     held = int(survey.held_out.sum())
     header = {
         "source": "words",

@@ -72,6 +72,9 @@ class Bodies(Source):
     def name(self, index: int) -> str:
         return f"body {index}"
 
+    def digest(self, index: int) -> int | None:
+        return None if index == 5 else -index
+
     def fingerprint(self) -> str:
         return f"bodies {self._n}"
 
@@ -172,6 +175,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_other_words(
     first, again, other = map(contents, (found, tmp_path / "again", tmp_path / "other"))
     assert first == again
     assert other["words.csv"] != first["words.csv"]
+
+
+def test_a_cube_is_known_by_the_file_of_its_volume(found: Path) -> None:
+    source = WordsSource(WordsOptions(path=found, split="all"))
+    volumes = [int(source.name(index).split()[-1]) for index in range(len(source))]
+    digests = [source.digest(index) for index in range(len(source))]
+    assert digests == [Bodies().digest(volume) for volume in volumes]
 
 
 @pytest.mark.parametrize("bar", ["reading", "learning features", "cutting"])
