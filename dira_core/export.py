@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,19 +82,27 @@ class Pretrained:
     header: Header
 
 
-def write_weights(folder: Path, trio: Trio, settings: Settings) -> None:
+def write_weights(
+    folder: Path, trio: Trio, settings: Settings, reading: Mapping[str, Any] | None = None
+) -> None:
     """Write the weights of a trio: `backbone.safetensors`, `restorer.safetensors`.
 
     A recipe's component names and options, its preprocessing and what it started from are in the
     header; a trio that was put together by hand is rebuilt by hand (`load_state_dict`).
+
+    Args:
+        folder: Made where it is not there.
+        trio: Whose weights.
+        settings: Of the run.
+        reading: Of the run's source, see `Source`.
     """
-    header = Header(channels=settings.views.channels, size=settings.views.size)
+    known: dict[str, Any] = {}
     if isinstance(settings, Recipe):
         chosen = settings.model_dump(mode="json", include={"backbone", "restorer"})
         how = settings.data.options.model_dump(include={"window", "spacing"})
         origin = None if settings.init is None else Path(settings.init).name
-        known = {"dims": axes(settings), "origin": origin, **how, **chosen}
-        header = header.model_copy(update=known)
+        known = {"dims": axes(settings), "origin": origin, **how, **(reading or {}), **chosen}
+    header = Header(channels=settings.views.channels, size=settings.views.size, **known)
     write_parts(folder, trio.backbone, trio.restorer, header)
 
 

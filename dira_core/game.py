@@ -134,7 +134,7 @@ class Game:
         whole = self.whole()
         trio = replace(self.trio, backbone=whole.backbone, restorer=whole.restorer)
         if rank() == 0:
-            write_weights(folder, trio, self.settings)
+            write_weights(folder, trio, self.settings, self.source.reading)
 
 
 def shared_out(train: Train) -> Train:

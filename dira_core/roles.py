@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -215,6 +216,8 @@ class Source(ABC):
         patients: One integer per image, the same for images of one patient, -1 of nobody, or None.
         classes: What the labels are called, by their number, or None.
         blocks: Which images to read together, where reading them at random is dear, or None.
+        reading: The `window` and `spacing` that files were read by when they were prepared, where
+            options of the source no longer say so: weights carry them.
     """
 
     labels: np.ndarray | None = None
@@ -222,6 +225,7 @@ class Source(ABC):
     patients: np.ndarray | None = None
     classes: list[str] | None = None
     blocks: Blocks | None = None
+    reading: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod
     def __len__(self) -> int:

@@ -87,6 +87,7 @@ def cache(
     component, options = _chosen(path, assignments or [])
     source: Source = component.build(options)
     made_from = {"source": component.name, **options.model_dump(mode="json", exclude={"path"})}
+    made_from |= source.reading
     with _progress("decoding", len(source)) as tick:
         built = build(source, out, made_from, grey=grey, workers=_processes(workers), tick=tick)
     typer.echo("\n".join(_summary(built, out)))

@@ -50,6 +50,8 @@ class CacheSource(Source):
         self.patients, self.splits = columns.get("patients"), columns.get("splits")
         self.classes = self.index.texts.get("labels")
         self.split_names = self.index.texts.get("splits", [])
+        made = self.header.made_from
+        self.reading = {key: made[key] for key in ("window", "spacing") if key in made}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CacheSource, (self._options,)

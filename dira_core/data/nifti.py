@@ -32,6 +32,9 @@ VERSIONS = {
 MAX_EXTENSIONS = 2**24
 """Most bytes between the header and the voxels."""
 
+MM = {1: 1e3, 3: 1e-3}
+"""Millimetres of a unit by its code: metres, micrometres; all others are taken for millimetres."""
+
 GZIP = b"\x1f\x8b"
 
 
@@ -76,7 +79,9 @@ def _decode(file: BinaryIO | gzip.GzipFile, size: int, first_of_4d: bool) -> Dec
     voxels = np.frombuffer(data, kind).reshape(shape, order="F")
     slope, intercept = header.get_slope_inter()
     values = native(voxels, 1.0 if slope is None else slope, intercept or 0.0)
-    decoded = volume(values, header.get_best_affine(), "NIfTI", 8 * kind.itemsize)
+    affine = header.get_best_affine()
+    affine[:3] *= MM.get(int(header["xyzt_units"]) & 7, 1.0)
+    decoded = volume(values, affine, "NIfTI", 8 * kind.itemsize)
     if header["sform_code"] == 0 and header["qform_code"] == 0:
         notes += ("NIfTI without a frame of axes: taken to be LAS",)
     return replace(decoded, notes=notes)

@@ -107,7 +107,8 @@ def _check_alike(slices: Sequence[Slice]) -> None:
     first = slices[0]
     if any(one.uid != first.uid for one in slices):
         raise DataError(
-            "slices of several series: set data.series=split, or give each its own folder"
+            "slices of several series: give each its own folder, or --data the folder itself "
+            "with data.series=split"
         )
     if any(one.decoded.pixels.shape != first.decoded.pixels.shape for one in slices):
         raise DataError("slices of several sizes")

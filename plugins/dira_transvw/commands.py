@@ -75,9 +75,12 @@ def discover(
     from dira_core import build_source, gather, resolve
     from dira_transvw.discovery import Plan, discover
 
-    source = build_source(resolve(gather(data=data, assignments=assignments or [])).recipe)
+    recipe = resolve(gather(data=data, assignments=assignments or [])).recipe
     kept = (number, instances, held_out_instances, resolutions, size, apart, border, lung)
-    plan = Plan(*kept, held_out=held_out, grid=grid, epochs=epochs, seed=seed)
+    source = build_source(recipe)
+    options = recipe.data.options.model_dump(mode="json", exclude={"path"})
+    reading = {**options, **source.reading}
+    plan = Plan(*kept, held_out=held_out, grid=grid, epochs=epochs, seed=seed, reading=reading)
     found = discover(source, out, plan, _bar)
     training, held = found.volumes
     typer.echo(f"volumes    {training} to find words in, {held} held out")

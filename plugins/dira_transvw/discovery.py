@@ -8,9 +8,9 @@ a second call goes on where the first one stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Plan:
         dim: Of a feature.
         epochs: Of the autoencoder, at most.
         seed: Of all.
+        reading: Options by which the source reads volumes, such as their window.
     """
 
     words: int = 44
@@ -73,6 +74,7 @@ class Plan:
     dim: int = 512
     epochs: int = 200
     seed: int = 0
+    reading: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse, before anything is read, what no volume could be cut by.
@@ -142,7 +144,9 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
         raise RecipeError(
             f"folder {str(out)!r} cannot be made ({error.strerror}): give --out another"
         ) from error
-    agree(out, {**asdict(plan), "data": source.fingerprint()})
+    wanted = asdict(plan)
+    read = {f"data.{key}": value for key, value in wanted.pop("reading").items()}
+    agree(out, {**wanted, **read, "data": source.fingerprint()})
     survey = surveyed(source, out / SURVEY, plan, bar)
     features, explained = described(survey, out / FEATURES, plan, bar)
     names = [source.name(int(index)) for index in survey.index]
@@ -154,7 +158,8 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
         for volume, some in sorted(by_volume.items()):
             write_cubes(source, int(survey.index[volume]), some, out, plan)
             tick(1)
-    write_table(out / TABLE, lines)
+    digests = {volume: source.digest(int(survey.index[volume])) for volume in by_volume}
+    write_table(out / TABLE, lines, digests)
     held = int(survey.held_out.sum())
     header = {
         "source": "words",
@@ -163,6 +168,7 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
         "size": plan.size,
         "explained": explained,
         "plan": asdict(plan),
+        "data": source.fingerprint(),
     }
     write_atomic(out / HEADER, json.dumps(header, indent=1).encode())
     counts = {split: sum(line.split == split for line in lines) for split in ("train", "held-out")}

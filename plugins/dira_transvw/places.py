@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from dira_core import Image
+from dira_core import DataError, Image
 
 BODY_PART = 0.05
 """Part of a slice that is brighter than the background where there is body."""
@@ -110,9 +110,17 @@ def is_worth_a_word(image: Image, box: np.ndarray, lung: bool) -> bool:
         image: Where it lies; in HU if `lung`.
         box: Whole voxels.
         lung: Whether cubes with much soft tissue are refused.
+
+    Raises:
+        DataError: Its values are not in HU, and lung is wanted.
     """
     (z1, z2), (y1, y2), (x1, x2) = box.astype(int).tolist()
     if lung:
+        if image.pixels.dtype.kind == "u":
+            raise DataError(
+                "--lung tells tissue by HU, and these values cannot be below 0: give the CTs "
+                "themselves instead of a cache, which keeps no HU, or leave --lung out"
+            )
         cube = image.pixels[0, z1 : z2 + 1, y1:y2, x1:x2]
         return soft_tissue(torch.from_numpy(np.asarray(cube, np.float32)), z2 - z1) <= MOST_SOFT
     volume = windowed(image)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dira_core import RecipeError, load_run, whole_images
+from dira_core import RecipeError, build_source, load_run, whole_images
 from dira_transvw import WordsOptions
 from dira_transvw.source import WordsSource
 from dira_transvw.transvw import TransVW
@@ -50,13 +50,18 @@ def score(run: Path, options: WordsOptions) -> Score:
         options: The folder of words, and which instances.
 
     Raises:
-        RecipeError: The run has another Discriminator, or tells fewer words apart.
+        RecipeError: The run has another Discriminator, or learned other words.
         DiraError: It is no run, or there are no such cubes.
     """
     source = WordsSource(options)
     recipe, trio = load_run(run)
     if not isinstance(trio.discriminator, TransVW):
         raise RecipeError(f"{run} learned no words: give a run with --disc transvw")
+    learned = build_source(recipe)
+    if isinstance(learned, WordsSource) and learned.header != source.header:
+        raise RecipeError(
+            f"{run} learned other words than those of --data: give {str(learned.folder)!r}"
+        )
     words, patients = source.words, source.patients
     assert words is not None
     assert patients is not None

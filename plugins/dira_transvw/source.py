@@ -70,6 +70,8 @@ class WordsSource(Source):
         self.folder = options.path
         self.header = read_header(self.folder)
         table = read_table(self.folder)
+        plan = self.header.get("plan", {}).get("reading", {})
+        self.reading = {key: plan[key] for key in ("window", "spacing") if key in plan}
         self._lines = [line for line in table if options.split in ("all", line.get("split"))]
         if not self._lines:
             raise DataError(
@@ -79,6 +81,8 @@ class WordsSource(Source):
         try:
             self.words = self.labels = np.array([int(line["word"]) for line in self._lines])
             self.patients = np.array([int(line["patient"]) for line in self._lines])
+            numbers = [line.get("digest") for line in self._lines]
+            self._digests = [int(number) if number else None for number in numbers]
             self.classes = [f"word {number}" for number in range(self.words.max() + 1)]
         except (KeyError, ValueError, TypeError) as error:
             raise DataError(f"{TABLE} of {str(self.folder)!r} is damaged: make it again") from error
@@ -100,6 +104,10 @@ class WordsSource(Source):
     def name(self, index: int) -> str:
         line = self._lines[index]
         return f"word {line['word']} in {line['volume']}"
+
+    def digest(self, index: int) -> int | None:
+        """Return that of the volume a cube was cut from."""
+        return self._digests[index]
 
     def fingerprint(self) -> str:
         """Return a digest of header and table."""

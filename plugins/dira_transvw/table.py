@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ NARROWEST, WIDEST, USUAL = 50, 79, 64
 JITTER = 10
 """Voxels that their middle is moved by at most, along height and width, where that is 64 wide."""
 
-COLUMNS = ("file", "row", "split", "word", "patient", "volume", "rank", "resolution")
+COLUMNS = ("file", "row", "split", "word", "patient", "volume", "digest", "rank", "resolution")
 BOX = ("z1", "z2", "y1", "y2", "x1", "x2")
 
 
@@ -176,13 +176,13 @@ def cubes_around(
         yield other
 
 
-def write_table(path: Path, lines: Sequence[Line]) -> None:
-    """Write one line a cube; the file appears whole or not at all."""
+def write_table(path: Path, lines: Sequence[Line], digests: Mapping[int, int | None]) -> None:
+    """Write one line a cube, with the number of its volume's files; it appears whole or not."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow((*COLUMNS, *BOX))
     for line in lines:
         place = (f"{edge:.2f}" for edge in line.box.flatten())
         known = (line.file, line.row, line.split, line.word, line.patient, line.name)
-        writer.writerow((*known, line.rank, line.resolution, *place))
+        writer.writerow((*known, digests[line.volume], line.rank, line.resolution, *place))
     write_atomic(path, text.getvalue().encode())

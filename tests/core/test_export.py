@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from kit import Dira
 from parts import small_run
 from PIL import Image as PillowImage
 from safetensors.torch import load_file, save_file
@@ -16,6 +17,7 @@ from dira_core.build import build_source, build_trio
 from dira_core.data.cutting import whole_images
 from dira_core.errors import CheckpointError, DataError
 from dira_core.export import Preprocessing, load, write_weights
+from dira_core.game import Game
 from dira_core.recipe import Recipe
 from dira_core.trio import Trio
 
@@ -76,6 +78,21 @@ def test_loaded_weights_give_the_features_and_restorations_of_the_trained_parts(
         assert all(torch.equal(a, b) for a, b in pairs)
         assert found.restorer is not None
         assert torch.equal(found.restorer(wanted), restored)
+
+
+def test_weights_of_a_cache_prepare_a_file_as_those_of_the_files_it_was_made_of(
+    tmp_path: Path, pictures: Path, dira: Dira
+) -> None:
+    window = ("--set", "data.window=[20,90]")
+    assert dira("data", "cache", str(pictures), "--out", "cache", *window)[0] == 0
+    values = recipe(pictures, window=[20, 90]).model_dump(mode="json")
+    values["train"] = {"batch_size": 4}
+    cache = {"data": {"name": "cache", "path": str(tmp_path / "cache")}}
+    for more, name in (({}, "a"), (cache, "b")):
+        chosen = Recipe.model_validate(values | more)
+        Game(build_trio(chosen), build_source(chosen), chosen).write_weights(tmp_path / name)
+    assert load(tmp_path / "b").preprocess == load(tmp_path / "a").preprocess
+    assert load(tmp_path / "b").preprocess.window == (20, 90)
 
 
 def test_without_a_restorer_none_is_loaded(tmp_path: Path, pictures: Path) -> None:

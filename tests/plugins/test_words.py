@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -70,6 +71,9 @@ class Bodies(Source):
 
     def name(self, index: int) -> str:
         return f"body {index}"
+
+    def digest(self, index: int) -> int | None:
+        return None if index == 5 else -index
 
     def fingerprint(self) -> str:
         return f"bodies {self._n}"
@@ -177,6 +181,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_other_words(
     assert other["words.csv"] != first["words.csv"]
 
 
+def test_a_cube_is_known_by_the_file_of_its_volume(found: Path) -> None:
+    source = WordsSource(WordsOptions(path=found, split="all"))
+    volumes = [int(source.name(index).split()[-1]) for index in range(len(source))]
+    digests = [source.digest(index) for index in range(len(source))]
+    assert digests == [Bodies().digest(volume) for volume in volumes]
+
+
 @pytest.mark.parametrize("bar", ["reading", "learning features", "cutting"])
 def test_killed_at_any_stage_it_ends_as_if_it_had_not_been(
     found: Path, tmp_path: Path, bar: str
@@ -208,6 +219,8 @@ def test_a_folder_of_other_words_or_other_files_is_refused(found: Path, tmp_path
         discover(Bodies(), found, replace(PLAN, words=2, apart=2.0), quiet)
     with pytest.raises(DataError, match="begun with other data"):
         discover(Bodies(14), found, PLAN, quiet)
+    with pytest.raises(DataError, match=r"begun with other data\.window: give the same"):
+        discover(Bodies(), found, replace(PLAN, reading={"window": "full"}), quiet)
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):
         discover(Bodies(), tmp_path, PLAN, quiet)
@@ -359,6 +372,12 @@ def test_soft_tissue_is_counted_as_the_public_code_does() -> None:
     assert is_worth_a_word(tissue, everything, lung=False)
 
 
+def test_lung_is_not_looked_for_in_values_that_are_not_in_hu() -> None:
+    cached = Image(np.full((1, 6, 8, 8), 6000, np.uint16), (0, 65535))
+    with pytest.raises(DataError, match="the CTs themselves instead of a cache"):
+        is_worth_a_word(cached, np.array([[0.0, 6.0], [0.0, 8.0], [0.0, 8.0]]), lung=True)
+
+
 def test_features_tell_where_a_ball_is_and_all_goes_through_the_code() -> None:
     z, y, x = np.indices((16, 16, 16))
     places = np.random.default_rng(0).uniform(4, 12, (32, 2))
@@ -407,9 +426,32 @@ def test_from_the_command_line_words_are_found_and_learned(dira: Dira, tmp_path:
     code, _, wrong = dira("words", "score", "runs/learned", "--data", "words", "--split", "some")
     assert (code, wrong.count("\n")) == (2, 1)
     assert "held-out, train or all" in wrong
+    assert dira(*asked, "--seed", "1", "--out", "others")[0] == 0
+    code, _, wrong = dira("words", "score", "runs/learned", "--data", "others")
+    assert (code, wrong) == (
+        2,
+        "error: runs/learned learned other words than those of --data: give 'words'\n",
+    )
     code, _, wrong = dira(*asked[:-2], "--apart", "3")
     assert (code, wrong.count("\n")) == (3, 1)
     assert "begun with other apart" in wrong
+
+
+def test_volumes_read_otherwise_do_not_pass_for_words_there_are(dira: Dira, tmp_path: Path) -> None:
+    (tmp_path / "ct").mkdir()
+    for index in range(4):
+        voxels = Bodies().read(index + 4).pixels[0].T.astype(np.int16)
+        nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), tmp_path / f"ct/{index}.nii")
+    small = ("--words", "2", "--size", "6", "8", "8", "--grid", "16", "16", "16", "--epochs", "1")
+    asked = ("words", "discover", "--data", "ct", "--out", "words", *small, "--apart", "2")
+    assert dira(*asked, "--set", "data.window=percentile")[0] == 0
+    read = {"window": "percentile", "spacing": None}
+    before = contents(tmp_path / "words")
+    assert WordsSource(WordsOptions(path=tmp_path / "words")).reading == read
+    code, _, wrong = dira(*asked, "--set", "data.window=[0,400]", "--set", "data.spacing=[2,2,2]")
+    assert (code, wrong.count("\n")) == (3, 1)
+    assert "begun with other data.window, data.spacing: give the same again" in wrong
+    assert contents(tmp_path / "words") == before
 
 
 def told(run: Path, words: Path) -> list[bool]:
