@@ -192,6 +192,8 @@ def test_a_resumed_run_may_change_what_decides_nothing_about_weights(
     steps = [line["step"] for line in read_lines(folder / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]  # health looks at 3, 5 and 7
     assert (folder / "checkpoints/step-00000005").exists()
+    kept = resumed(folder, [])  # what is resumed or verified next goes on with the same
+    assert (kept.log.every, kept.checkpoint.every_steps) == (2, 5)
 
 
 @pytest.mark.parametrize(
