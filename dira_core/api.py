@@ -274,6 +274,8 @@ def play(
     began = (home.path / "metrics.jsonl").exists()
     if from_first(resume and (began or (first and home.checkpoints.latest() is not None))):
         session.resume(trainer)
+        if first:
+            home.write_recipe(to_toml(settings))  # with what the resume changed
     else:
         if first:
             home.write_recipe(to_toml(settings))

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dira_core.errors import DiraError
 from dira_core.order import in_order
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -44,8 +45,21 @@ def together() -> bool:
 
 
 def launched() -> bool:
-    """Say whether torch's launcher (torchrun, `dira run --nproc`) started this process."""
-    return all(name in os.environ for name in LAUNCHED)
+    """Say whether torch's launcher (torchrun, `dira run --nproc`) started this process.
+
+    Raises:
+        DiraError: Others take part, and the environment does not say how to meet them. Alone, each
+            of them would train the whole run.
+    """
+    known = {name: os.environ.get(name, "") for name in LAUNCHED}
+    wrong = [k for k, v in known.items() if not (v if k == "MASTER_ADDR" else v.isdecimal())]
+    if wrong and known["WORLD_SIZE"] not in ("", "1"):
+        raise DiraError(
+            f"WORLD_SIZE is {known['WORLD_SIZE']}, and {', '.join(wrong)} in the environment of "
+            "this process is missing or no number: start it with torchrun or --nproc, or unset "
+            "WORLD_SIZE to train alone"
+        )
+    return not wrong
 
 
 def gather_rows(tensor: Tensor, *, same_loss: bool = False) -> Tensor:

@@ -202,7 +202,8 @@ def run_of_job(root: Path) -> Path | None:
     """Return the run folder in `root` that this job began before, or None."""
     job = this_job()
     found = root.glob(f"*/{STATUS}") if job and root.is_dir() else []
-    return next((path.parent for path in found if _read_object(path).get("job") == job), None)
+    own = (path for path in found if os.access(path, os.R_OK))  # others may have theirs there
+    return next((path.parent for path in own if _read_object(path).get("job") == job), None)
 
 
 def this_job() -> str | None:
@@ -216,4 +217,4 @@ def _encoded(content: Mapping[str, Any]) -> bytes:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    return parsed(path.read_bytes(), path.name) if path.exists() else {}
+    return parsed(path.read_bytes(), str(path)) if path.exists() else {}

@@ -155,6 +155,7 @@ class Session:
             "world_size": world_size(),
             "next": trainer.next_images(),
             "notes": self.notes,
+            "unreadable": [[i, reason] for i, reason in sorted(trainer.loader.unreadable.items())],
         }
         progress, call = trainer.progress, self._hook.dira_checkpoint_saved
         self._saver.save(
@@ -207,6 +208,7 @@ class Session:
         self._metrics.truncate(state["metrics"])
         self._speed.truncate(state["speed"])
         self.notes = state["notes"]
+        trainer.loader.unreadable.update(state.get("unreadable", []))
         if state["world_size"] != world_size():
             self.display.said(
                 f"saved with --nproc {state['world_size']}, continued with --nproc {world_size()}: "

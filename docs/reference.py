@@ -96,7 +96,8 @@ def commands(app: typer.Typer) -> list[list[str]]:
 
 
 def _errors() -> list[type[DiraError]]:
-    return [DiraError, *DiraError.__subclasses__()]
+    near = [DiraError, *DiraError.__subclasses__()]
+    return [*near, *(error for each in near[1:] for error in each.__subclasses__())]
 
 
 def recipe() -> str:

@@ -81,7 +81,7 @@ def run(
         typer.Option(
             "--job",
             help="Name of the job, the same on all machines; started again under it, the job "
-            "continues its run. By default SLURM's.",
+            "continues its run. With several processes, SLURM's by default.",
         ),
     ] = None,
 ) -> None:
@@ -107,14 +107,16 @@ def run(
 
     if launched():
         with attended(), joined(recipe.train.timeout_s):
-            train(recipe, resume, out, name)
+            train(recipe, resume, out, name, asked)
     elif machines > 1 or rendezvous or job or nproc not in (None, 1):
         launch(sys.argv[1:], Launch(nproc or 1, machines, rendezvous, wait, restarts, job or ""))
     else:
-        train(recipe, resume, out, name)
+        train(recipe, resume, out, name, asked)
 
 
-def train(recipe: Recipe, resume: Path | None, out: Path, name: str | None) -> None:
+def train(
+    recipe: Recipe, resume: Path | None, out: Path, name: str | None, asked: list[Layer]
+) -> None:
     """Start a run, continue the given one, or the one this job began before."""
     from dira_core.api import run as pretrain
     from dira_core.cli.live import Terminal
@@ -124,6 +126,8 @@ def train(recipe: Recipe, resume: Path | None, out: Path, name: str | None) -> N
     again = resume or (run_of_job(out) if first else None)
     place = again or (new_run_folder(out, name, title(recipe)) if first else None)
     folder, resuming = Path(from_first(str(place))), from_first(again is not None)
+    if resuming and resume is None and (folder / RECIPE).is_file():
+        recipe = of_job(folder, asked)
     with Terminal() if first else nullcontext() as terminal:
         if terminal is not None:
             terminal.said(f"{title(recipe)} in {folder}")
@@ -153,10 +157,7 @@ def resumed(folder: Path, asked: list[Layer]) -> Recipe:
     stored = file_layer(folder / RECIPE)
     changes = [layer for layer in asked if layer not in default_preset(asked)]
     before, after = resolve([stored]).recipe, resolve([stored, *changes]).recipe
-    changed = [
-        key for key in differing(before.model_dump(), after.model_dump()) if not allowed(key)
-    ]
-    if changed:
+    if changed := changed_for_good(before, after):
         raise RecipeError(
             f"--resume continues the same run, {', '.join(changed)} cannot change: "
             f"start a new one with --recipe {folder / RECIPE} and your changes"
@@ -164,9 +165,32 @@ def resumed(folder: Path, asked: list[Layer]) -> Recipe:
     return after
 
 
-def allowed(key: str) -> bool:
-    """Say whether a resumed run may change a key."""
-    return key.startswith(CHANGEABLE)
+def of_job(folder: Path, asked: list[Layer]) -> Recipe:
+    """Return the recipe of a run that this job began, for as many processes as there are now.
+
+    Raises:
+        RecipeError: The job asks for another run.
+    """
+    from dira_core.game import shared_out
+
+    stored = resolve([file_layer(folder / RECIPE)]).recipe
+    processes = Layer.at(RECIPE, ("train", "processes"), stored.train.processes)
+    before, after = (
+        each.model_copy(update={"train": shared_out(each.train)})
+        for each in (stored, resolve([processes, *asked]).recipe)
+    )
+    if changed := changed_for_good(before, after):
+        raise RecipeError(
+            f"this job began {folder} and goes on with it, {', '.join(changed)} cannot change: "
+            "start a new run under another --job"
+        )
+    return after
+
+
+def changed_for_good(before: Recipe, after: Recipe) -> list[str]:
+    """Return the keys that differ and that a resumed run must not change."""
+    changed = differing(before.model_dump(), after.model_dump())
+    return [key for key in changed if not key.startswith(CHANGEABLE)]
 
 
 def differing(a: Mapping[str, Any], b: Mapping[str, Any], above: str = "") -> list[str]:

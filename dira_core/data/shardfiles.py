@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import itertools
+import logging
 import os
 import re
-import shutil
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,15 +17,20 @@ from typing import Any, BinaryIO, NamedTuple
 
 import fsspec
 
-from dira_core.errors import DataError, RecipeError
+from dira_core.errors import DataError, DiraError, RecipeError, ResourceError, StorageError
 from dira_core.escaping import printable
 from dira_core.files import replacing
+
+logger = logging.getLogger("dira")
 
 MOST_SHARDS = 100_000
 """What a pattern may stand for at most."""
 
 OPEN = 16
 """Shards kept open by a process."""
+
+WAITS_S = (1, 5, 25)
+"""Seconds to wait before a shard that cannot be reached is asked for again."""
 
 
 class Shard(NamedTuple):
@@ -111,7 +117,8 @@ def reaching(url: str) -> Iterator[None]:
     """Turn whatever goes wrong on the way to a URL into an error that a user can mend.
 
     Raises:
-        DataError: It cannot be reached, or is not there.
+        StorageError: It cannot be reached.
+        DataError: It is not there.
         RecipeError: A package is missing, or nobody knows the protocol.
     """
     name = printable(url)
@@ -124,14 +131,14 @@ def reaching(url: str) -> Iterator[None]:
         raise DataError(f"nothing at {name!r}: give shards that are there") from error
     except (ImportError, ValueError) as error:
         raise RecipeError(f"{name!r} cannot be read ({error}): install what it needs") from error
-    except DataError:
+    except DiraError:
         raise
     except Exception as error:  # every protocol raises its own
         raise _unreached(name, error) from error
 
 
-def _unreached(name: str, error: BaseException) -> DataError:
-    return DataError(
+def _unreached(name: str, error: BaseException) -> StorageError:
+    return StorageError(
         f"{name!r} cannot be reached ({type(error).__name__}): try again later, then continue with "
         "--resume"
     )
@@ -218,11 +225,43 @@ class ShardFiles:
             with _alone(self._folder / "room.lock"):
                 make_room(self._folder, self._limit - shard.size)
             with replacing(path) as aside:
-                with reaching(shard.url), fsspec.open(shard.url) as there, aside.open("xb") as here:
-                    shutil.copyfileobj(there, here, 2**22)
+                fetch(shard, aside)
                 if aside.stat().st_size != shard.size:
                     raise DataError(f"shard {printable(shard.name)} came in another size")
                 return os.open(aside, os.O_RDONLY)
+
+
+def fetch(shard: Shard, path: Path) -> None:
+    """Copy a remote shard, asking again where it cannot be reached.
+
+    Raises:
+        StorageError: It cannot be reached for long.
+        DataError: It is not there.
+        ResourceError: There is no room for it.
+    """
+    for wait in (*WAITS_S, None):
+        try:
+            return _copy(shard, path)
+        except StorageError:
+            if wait is None:
+                raise
+            name = printable(shard.name)
+            logger.warning("shard %s cannot be reached; asked for again in %d s", name, wait)
+            time.sleep(wait)
+
+
+def _copy(shard: Shard, path: Path) -> None:
+    with reaching(shard.url), fsspec.open(shard.url) as there, path.open("wb") as here:
+        while piece := there.read(2**22):
+            try:
+                here.write(piece)
+                here.flush()
+            except OSError as error:
+                raise ResourceError(
+                    f"no copy of shard {printable(shard.name)} can be kept in {path.parent} "
+                    f"({error.strerror}): free {shard.size} bytes there, or set data.cache to "
+                    "another folder"
+                ) from error
 
 
 def make_room(folder: Path, limit: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -200,3 +201,15 @@ def test_unreadable_images_are_named_counted_and_allowed_up_to_a_limit(tmp_path:
     settings = small_settings(loader={"max_unreadable": 0.1})
     with pytest.raises(DataError, match="max_unreadable"):
         pretrain(small_trio(), HalfBroken(24), settings, tmp_path / "b")
+
+
+def test_a_resumed_run_counts_and_names_what_was_unreadable_before(tmp_path: Path) -> None:
+    settings = small_settings(loader={"max_unreadable": 0.3})
+    whole = pretrain(small_trio(), HalfBroken(24), settings, tmp_path)
+    listed = (tmp_path / "unreadable.txt").read_text()
+    shutil.rmtree(tmp_path / "checkpoints/step-00000018")  # as if killed before, two steps are left
+    for name in ("status.json", "unreadable.txt"):
+        (tmp_path / name).unlink()
+    again = pretrain(small_trio(), HalfBroken(24), settings, tmp_path, resume=True)
+    assert again.summary["unreadable"] == whole.summary["unreadable"]
+    assert (tmp_path / "unreadable.txt").read_text() == listed

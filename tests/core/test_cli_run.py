@@ -12,10 +12,11 @@ from kit import SMALL, Dira, kit
 from parts import outcome
 
 import dira_core
-from dira_core.cli.run import resumed
+from dira_core.cli.run import of_job, resumed
 from dira_core.errors import RecipeError
-from dira_core.layering import Layer
+from dira_core.layering import Layer, gather
 from dira_core.lines import read_lines
+from dira_core.plugins import installed
 from dira_core.recipe import Recipe, to_toml
 from dira_core.resolving import resolve
 from dira_core.settings import Train
@@ -191,6 +192,8 @@ def test_a_resumed_run_may_change_what_decides_nothing_about_weights(
     steps = [line["step"] for line in read_lines(folder / "metrics.jsonl")]
     assert steps == [1, 2, 3, 4, 5, 6, 7, 8]  # health looks at 3, 5 and 7
     assert (folder / "checkpoints/step-00000005").exists()
+    kept = resumed(folder, [])  # what is resumed or verified next goes on with the same
+    assert (kept.log.every, kept.checkpoint.every_steps) == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -279,6 +282,43 @@ def test_every_key_may_or_may_not_be_changed_by_a_resume(tmp_path: Path) -> None
     for key, value in REFUSED.items():
         with pytest.raises(RecipeError, match=f"same run, .*{key}.* cannot change"):
             resumed(tmp_path, [changed(key, value)])
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_job_goes_on_with_its_own_run_and_takes_no_other_one_for_it(
+    dira: Dira, monkeypatch: pytest.MonkeyPatch, stopped: bool
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "4711")
+    asked = ["run", *SMALL, "--lr", "0.1"]
+    if stopped:
+        monkeypatch.setenv("KIT_STOP_AT", "2")
+    assert dira(*asked, "--name", "a")[0] == (75 if stopped else 0)
+    monkeypatch.delenv("KIT_STOP_AT", raising=False)
+    other = {
+        "data.n, optimizer.lr": ["run", *SMALL, "--lr", "0.5", "--set", "data.n=40"],
+        "optimizer.lr": ["run", *SMALL],  # what is no longer asked for differs as well
+    }
+    for keys, command in other.items():
+        code, _, err = dira(*command, "--name", "b")
+        assert code == 2
+        said = f"this job began runs/a and goes on with it, {keys} cannot change: start a new run"
+        assert said in err
+    assert dira(*asked, "--set", "loader.cache_mb=1")[0] == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("before", [1, 4])
+def test_the_command_of_a_job_asks_for_the_same_run_whatever_the_preset_and_the_processes(
+    tmp_path: Path, before: int
+) -> None:
+    for preset in installed().names("preset"):
+        asked = gather([], preset=preset, recipe=None, assignments=[], data="phantom3d", mode=None)
+        recipe = resolve(asked).recipe
+        batch = recipe.train.batch_size // before
+        train = recipe.train.model_copy(update={"processes": before, "batch_size": batch})
+        (tmp_path / "recipe.toml").write_text(to_toml(recipe.model_copy(update={"train": train})))
+        asked.append(changed("train.batch_size", batch))
+        assert of_job(tmp_path, asked).train.batch_size == batch * before
 
 
 def test_resuming_what_is_no_run_says_so(dira: Dira) -> None:

@@ -24,7 +24,7 @@ from dira_core.distributed import (
     sum_over_processes,
     world_size,
 )
-from dira_core.errors import PeerError
+from dira_core.errors import DiraError, PeerError
 from dira_core.peers import joined, peers_named
 
 
@@ -196,3 +196,16 @@ def test_a_process_that_nobody_launched_joins_no_other(monkeypatch: pytest.Monke
     for name in LAUNCHED:
         monkeypatch.setenv(name, "0")
     assert launched()
+
+
+@pytest.mark.parametrize("missing", sorted({*LAUNCHED} - {"WORLD_SIZE"}))
+def test_one_of_several_processes_that_cannot_meet_the_others_does_not_train_alone(
+    monkeypatch: pytest.MonkeyPatch, missing: str
+) -> None:
+    for name in LAUNCHED:
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setenv(missing, "")
+    with pytest.raises(DiraError, match=f"WORLD_SIZE is 2, and {missing} .* unset WORLD_SIZE"):
+        launched()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not launched()

@@ -12,7 +12,8 @@ from dira_core.errors import DiraError, did_you_mean
 
 def everything() -> list[type[DiraError]]:
     """Return the errors of errors.py, not those other tests may have made."""
-    below = DiraError.__subclasses__()
+    near = DiraError.__subclasses__()
+    below = [*near, *(error for each in near for error in each.__subclasses__())]
     return [DiraError, *(error for error in below if error.__module__ == errors.__name__)]
 
 

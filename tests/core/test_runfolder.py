@@ -81,8 +81,18 @@ def test_a_folder_without_status_reads_as_nothing(tmp_path: Path) -> None:
 
 def test_a_damaged_status_is_named(tmp_path: Path) -> None:
     (tmp_path / "status.json").write_text('{"status": ')
-    with pytest.raises(RunFolderError, match=r"status\.json is damaged"):
+    with pytest.raises(RunFolderError, match=rf"{tmp_path}/status\.json is damaged"):
         RunFolder(tmp_path).report()
+
+
+def test_a_damaged_status_of_another_run_is_found_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(runfolder.JOB, "4711")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "status.json").write_text('{"status": ')
+    with pytest.raises(RunFolderError, match=rf"{tmp_path}/other/status\.json is damaged"):
+        runfolder.run_of_job(tmp_path)
 
 
 def test_a_second_process_is_refused_by_pid_and_host_until_the_owner_dies(tmp_path: Path) -> None:

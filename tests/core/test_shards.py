@@ -23,16 +23,18 @@ from safetensors.numpy import load, save
 from typer.testing import CliRunner
 
 from dira_core.cli import command_line
+from dira_core.data import shardfiles
 from dira_core.data.folder import FolderSource
+from dira_core.data.images import Images
 from dira_core.data.loader import Loader
 from dira_core.data.manifest import ManifestSource
 from dira_core.data.phantom import PhantomSource
-from dira_core.data.shardfiles import Shard, ShardFiles, expanded, find, make_room
+from dira_core.data.shardfiles import Shard, ShardFiles, expanded, fetch, find, make_room
 from dira_core.data.sharding import Written, write_shards
 from dira_core.data.shards import ShardSource
 from dira_core.digests import of_texts
 from dira_core.draws import shuffled_in_blocks
-from dira_core.errors import DataError, RecipeError, RunFolderError
+from dira_core.errors import DataError, RecipeError, ResourceError, RunFolderError, StorageError
 from dira_core.layering import data_layer
 from dira_core.roles import Source
 from dira_core.settings import Settings
@@ -493,6 +495,41 @@ def test_a_shard_on_a_machine_that_does_not_answer_is_not_called_missing() -> No
     pytest.importorskip("aiohttp")
     with pytest.raises(DataError, match=r"'http://127\.0\.0\.1:9/x\.tar' cannot be reached"):
         opened("http://127.0.0.1:9/x.tar")
+
+
+@pytest.mark.parametrize("silent", [1, 3, 10**6])
+def test_a_machine_that_does_not_answer_for_a_while_makes_no_image_unreadable(
+    tmp_path: Path, remote: str, monkeypatch: pytest.MonkeyPatch, silent: int
+) -> None:
+    written(TinySource(9), tmp_path / "s")
+    put(remote, tmp_path / "s")
+    there, here = opened(remote, cache=tmp_path / "copies"), opened(tmp_path / "s")
+    left, ask = iter(range(silent)), fsspec.open
+
+    def answer(*asked: Any) -> Any:
+        if next(left, None) is not None:
+            raise ConnectionResetError
+        return ask(*asked)
+
+    monkeypatch.setattr("fsspec.open", answer)
+    monkeypatch.setattr(shardfiles, "WAITS_S", (0, 0, 0))
+    images = Images(there, 1)
+    if silent <= 3:
+        for i in range(9):
+            at, image = images.readable(i)
+            assert at == i
+            assert np.array_equal(image.pixels, here.read(i).pixels)
+        return
+    with pytest.raises(StorageError, match=r"cannot be reached .*--resume"):
+        images.readable(0)
+    assert images.why_not(0) is None
+
+
+def test_a_full_disk_for_copies_is_not_called_unreachable(tmp_path: Path, remote: str) -> None:
+    written(TinySource(9), tmp_path / "s")
+    put(remote, tmp_path / "s")
+    with pytest.raises(ResourceError, match=r"shard-000000\.tar .* free \d+ bytes .* data\.cache"):
+        fetch(find(remote)[0], Path("/dev/full"))
 
 
 def test_an_order_in_blocks_is_a_permutation_that_opens_few_blocks_at_a_time() -> None:

@@ -6,7 +6,6 @@ import gzip
 import io
 import os
 import resource
-import shutil
 import signal
 import struct
 import tarfile
@@ -21,6 +20,8 @@ import pytest
 from parts import forked, until_done
 from PIL import Image as Pillow
 
+from dira_core.data import shardfiles
+from dira_core.data.shardfiles import Shard
 from dira_core.data.shardindex import SAMPLE, ShardIndex
 from dira_core.data.sharding import write_shards
 from dira_core.data.shards import INDEX, ShardSource
@@ -280,12 +281,11 @@ def test_a_copy_that_a_killed_process_left_half_fetched_is_not_used(tmp_path: Pa
         source = ShardSource(ShardsOptions(path="memory://killed", cache=copies))
         source._files._limit = 10**9
 
-        def half(there: object, here: io.BufferedWriter, length: int) -> None:
-            here.write(b"half")
-            here.flush()
+        def half(shard: Shard, path: Path) -> None:
+            path.write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
 
-        shutil.copyfileobj = half  # type: ignore[assignment]
+        shardfiles.fetch = half
         source.read(0)
 
     _, status = os.waitpid(forked(fetch_and_die), 0)
