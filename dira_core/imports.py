@@ -15,7 +15,7 @@ from dira_core.plugins import installed
 from dira_core.roles import Backbone, Restorer
 from dira_core.seen import hand_on
 from dira_core.transplant import Report, families, load_into, some, stem_of
-from dira_core.weightfiles import Header, Parts, joined, read_weights
+from dira_core.weightfiles import UNSAID, Header, Parts, joined, read_weights
 
 GREY, CROP = 1, 224
 """Channels and size where neither the user nor the file says them: those of the default recipe."""
@@ -75,7 +75,7 @@ def import_weights(
     if weights.exists():
         raise RecipeError(f"{weights} is there already: use another --out")
     parts = read_weights(path)
-    said = parts.header or Header(channels=GREY, size=CROP)
+    said = parts.header or Header(channels=GREY, size=CROP, preprocessing=UNSAID, imported=True)
     chosen = _backbone(parts, network, path)
     backbone: Backbone = build("backbone", chosen, channels or said.channels, said.dims)
     report = load_into(parts.backbone, backbone, stem_of(backbone))
@@ -88,12 +88,14 @@ def import_weights(
     header = Header(
         channels=backbone.in_channels,
         size=size or said.size,
+        preprocessing=said.preprocessing,
         dims=said.dims,
         window=said.window,
         spacing=said.spacing,
         backbone=chosen,
         restorer=found.chosen if found else None,
         origin=path.name,
+        imported=said.imported,
     )
     with writing(out):
         write_parts(weights, backbone, found.restorer if found else None, header)

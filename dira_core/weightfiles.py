@@ -35,6 +35,8 @@ HOW = (
     "and nothing is divided by a deviation"
 )
 
+UNSAID = f"the imported file does not say how; dira would take the {HOW}"
+
 _PREFIXES = ("module.", "_orig_mod.", "encoder_q.", "backbone.")
 """What training code puts before the names of the network that is kept, outermost first."""
 
@@ -60,6 +62,7 @@ class Header(BaseModel):
         backbone: Name and options; None for parts put together by hand.
         restorer: Name and options, or None.
         origin: What the weights were before: the initial weights of a run, or an imported file.
+        imported: Whether they are of another program, and dira has not trained them since.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -74,6 +77,7 @@ class Header(BaseModel):
     backbone: dict[str, Any] | None = None
     restorer: dict[str, Any] | None = None
     origin: str | None = None
+    imported: bool = False
 
     def metadata(self) -> dict[str, str]:
         """Return what files carry: one entry, the format would write several in any order."""
