@@ -14,8 +14,8 @@ from dira_core.files import writing
 from dira_core.plugins import installed
 from dira_core.roles import Backbone, Restorer
 from dira_core.seen import hand_on
-from dira_core.transplant import Report, families, load_into, stem_of
-from dira_core.weightfiles import Header, Parts, read_weights
+from dira_core.transplant import Report, families, load_into, some, stem_of
+from dira_core.weightfiles import UNSAID, Header, Parts, joined, read_weights
 
 GREY, CROP = 1, 224
 """Channels and size where neither the user nor the file says them: those of the default recipe."""
@@ -75,7 +75,7 @@ def import_weights(
     if weights.exists():
         raise RecipeError(f"{weights} is there already: use another --out")
     parts = read_weights(path)
-    said = parts.header or Header(channels=GREY, size=CROP)
+    said = parts.header or Header(channels=GREY, size=CROP, preprocessing=UNSAID, imported=True)
     chosen = _backbone(parts, network, path)
     backbone: Backbone = build("backbone", chosen, channels or said.channels, said.dims)
     report = load_into(parts.backbone, backbone, stem_of(backbone))
@@ -88,18 +88,20 @@ def import_weights(
     header = Header(
         channels=backbone.in_channels,
         size=size or said.size,
+        preprocessing=said.preprocessing,
         dims=said.dims,
         window=said.window,
         spacing=said.spacing,
         backbone=chosen,
         restorer=found.chosen if found else None,
         origin=path.name,
+        imported=said.imported,
     )
     with writing(out):
         write_parts(weights, backbone, found.restorer if found else None, header)
         hand_on(path, out)
     reports = {"backbone": report} | ({"restorer": found.report} if found else {})
-    unfit = () if found else tuple(f"decoder.{name}" for name in parts.restorer)
+    unfit = () if found else tuple(joined({}, parts.restorer))
     return Imported(weights, header, reports, parts.left_out + unfit)
 
 
@@ -116,7 +118,10 @@ def _backbone(parts: Parts, network: str | None, path: Path) -> dict[str, Any]:
         return said
     name = network or parts.network
     if name is None:
-        raise RecipeError(f"{path} does not say which network it holds: name it with --backbone")
+        raise RecipeError(
+            f"{path} does not say which network it holds: name it with --backbone, or take off "
+            f"what stands before its names ({some(list(parts.backbone))})"
+        )
     return _default("backbone", name)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from dira_core.choices import TrackerChoice
 from dira_core.components import Options
@@ -34,15 +34,21 @@ class Loader(Options):
     )
 
 
+def _forward(bounds: tuple[float, float]) -> tuple[float, float]:
+    if bounds[0] > bounds[1]:
+        raise ValueError("the earlier epoch must be first")
+    return bounds
+
+
 class Weights(Options):
     """Weights of equation 4."""
 
     dis: float = Field(1.0, ge=0, description="weight of L_dis")
     res: float = Field(10.0, ge=0, description="weight of L_res")
     adv: float = Field(0.001, ge=0, description="weight of L_adv")
-    ramps: dict[Literal["dis", "res", "adv"], tuple[float, float]] = Field(
-        default={}, description="epochs between which a weight grows from 0, for example adv"
-    )
+    ramps: dict[
+        Literal["dis", "res", "adv"], Annotated[tuple[float, float], AfterValidator(_forward)]
+    ] = Field(default={}, description="epochs between which a weight grows from 0, for example adv")
 
     def at(self, epoch: float) -> dict[str, float]:
         """Return the three weights at a point of time, in epochs from the start."""

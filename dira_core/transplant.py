@@ -82,7 +82,8 @@ def families(names: Sequence[str]) -> str:
 def match(state: Mapping[str, Tensor], module: nn.Module, stem: str | None = None) -> Report:
     """Compare tensors with those of a module; nothing is changed.
 
-    How many batches a norm has seen may be missing: no result depends on it.
+    How many batches a norm has seen may be missing, or be no whole number, as where all of a file
+    was halved: no result depends on it.
 
     Args:
         state: By name.
@@ -92,11 +93,12 @@ def match(state: Mapping[str, Tensor], module: nn.Module, stem: str | None = Non
     matched, adapted, missing, wrong = [], {}, [], {}
     wanted = module.state_dict()
     for name, target in wanted.items():
-        if name not in state:
-            if not name.endswith("num_batches_tracked"):
-                missing.append(name)
+        given = state.get(name)
+        if name.endswith("num_batches_tracked") and (given is None or given.is_floating_point()):
             continue
-        given = state[name]
+        if given is None:
+            missing.append(name)
+            continue
         same_kind = given.is_floating_point() == target.is_floating_point()
         if same_kind and given.shape == target.shape:
             matched.append(name)
@@ -127,7 +129,8 @@ def load_into(state: Mapping[str, Tensor], module: nn.Module, stem: str | None =
         return report
     tensors = module.state_dict() | {name: state[name] for name in report.matched}
     for name in report.adapted:
-        tensors[name] = rechannelled(state[name], tensors[name].shape[1])
+        given, target = state[name], tensors[name]
+        tensors[name] = rechannelled(given.to(target.dtype), target.shape[1])  # then no half sums
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise CheckpointError(

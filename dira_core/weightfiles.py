@@ -35,7 +35,9 @@ HOW = (
     "and nothing is divided by a deviation"
 )
 
-_PREFIXES = ("module.", "encoder_q.", "backbone.")
+UNSAID = f"the imported file does not say how; dira would take the {HOW}"
+
+_PREFIXES = ("module.", "_orig_mod.", "encoder_q.", "backbone.")
 """What training code puts before the names of the network that is kept, outermost first."""
 
 _RESNETS: Mapping[tuple[int | bool, ...], str] = {
@@ -60,6 +62,7 @@ class Header(BaseModel):
         backbone: Name and options; None for parts put together by hand.
         restorer: Name and options, or None.
         origin: What the weights were before: the initial weights of a run, or an imported file.
+        imported: Whether they are of another program, and dira has not trained them since.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -74,6 +77,7 @@ class Header(BaseModel):
     backbone: dict[str, Any] | None = None
     restorer: dict[str, Any] | None = None
     origin: str | None = None
+    imported: bool = False
 
     def metadata(self) -> dict[str, str]:
         """Return what files carry: one entry, the format would write several in any order."""
@@ -233,15 +237,33 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
             f"{path} is no file of weights, or damaged: give a safetensors file or what torch.save "
             "wrote of a state dict"
         ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, no tensors by name")
     return {
         name: tensor.detach()
-        for name, tensor in content.items()
+        for name, tensor in _unwrapped(content, path).items()
         if isinstance(name, str) and isinstance(tensor, Tensor) and _plain(tensor)
     }
+
+
+def _unwrapped(content: Mapping[Any, Any], path: Path) -> Mapping[Any, Any]:
+    """Return the state dict in what training code saved: "state_dict", or the only one there is."""
+    held: dict[Any, Mapping[Any, Any]]
+    held = {name: each for name, each in content.items() if _has_tensors(each)}
+    if "state_dict" in held:
+        return held["state_dict"]
+    if _has_tensors(content) or not held:
+        return content
+    if len(held) > 1:
+        names = ", ".join(sorted(map(ascii, held))[:5])
+        raise CheckpointError(
+            f"{path} holds several networks ({names}): load it, and save the one you want alone"
+        )
+    return next(iter(held.values()))
+
+
+def _has_tensors(content: Any) -> bool:
+    return isinstance(content, Mapping) and any(isinstance(t, Tensor) for t in content.values())
 
 
 def _plain(tensor: Tensor) -> bool:

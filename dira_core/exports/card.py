@@ -20,15 +20,20 @@ def card(header: Header, to: str, name: str, written: Written) -> str:
     assert header.backbone is not None
     parts = [str(part["name"]) for part in (header.backbone, header.restorer) if part]
     origin = f" It started from {as_markdown(header.origin)}." if header.origin else ""
+    history = f"pretrained by self-supervision with dira {dira_core.__version__}.{origin}"
+    tags = "self-supervised, medical-imaging, dira"
+    if header.imported:
+        history = f"not trained with dira, but imported from {as_markdown(header.origin or '')}."
+        tags = "dira"
     sides = header.size if isinstance(header.size, int) else " x ".join(map(str, header.size))
     window = header.window if isinstance(header.window, str) else list(header.window)
     return f"""---
 library_name: {to}
-tags: [self-supervised, medical-imaging, dira]
+tags: [{tags}]
 ---
 # {as_markdown(name)}
 
-{" and ".join(parts)}, pretrained by self-supervision with dira {dira_core.__version__}.{origin}
+{" and ".join(parts)}, {history}
 
 ## Input
 

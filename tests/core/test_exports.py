@@ -14,7 +14,7 @@ import pytest
 import torch
 from networks import WIDTHS, recipe, weights
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dira_core.encodings import pool
@@ -127,6 +127,20 @@ def test_what_was_exported_and_imported_again_is_the_same_to_the_bit(
         else:
             assert back.restorer is None
         assert torch.equal(output(back, to, images()), output(grey, to, images()))
+
+
+def test_a_card_claims_no_training_that_dira_did_not_do(
+    tmp_path: Path, run: Path, grey: Pretrained
+) -> None:
+    save_file(grey.backbone.state_dict(), tmp_path / "foreign.safetensors")
+    for given, trained in ((run, True), (tmp_path / "foreign.safetensors", False)):
+        home = tmp_path / f"imported-{given.name}"
+        import_weights(given, home)
+        export(load(home), "torchvision", home / "a.safetensors")
+        card = (home / "a.md").read_text()
+        assert ("self-superv" in card) == trained
+        assert (f"not trained with dira, but imported from {given.name}" in card) != trained
+        assert ("the imported file does not say how" in card) != trained
 
 
 @pytest.mark.slow

@@ -181,6 +181,12 @@ def test_weights_grow_in_a_line_between_two_epochs() -> None:
     assert [weights.at(epoch)["dis"] for epoch in (0, 9)] == [1, 1]
 
 
+def test_a_ramp_that_ends_before_it_starts_is_refused() -> None:
+    ramp = Layer.at("--set ramp", ("weights", "ramps", "adv"), [2.0, 1.0])
+    with pytest.raises(RecipeError, match=r"weights\.ramps\.adv.*the earlier epoch must be first"):
+        resolve([Layer("test", SMALL), ramp])
+
+
 @pytest.mark.parametrize(
     ("mode", "roles"), [("di", (False, False)), ("dir", (True, False)), ("dira", (True, True))]
 )

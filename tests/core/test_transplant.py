@@ -66,8 +66,10 @@ def test_what_is_unexpected_does_not_keep_the_rest_from_being_loaded() -> None:
 
 def test_how_many_batches_a_norm_has_seen_need_not_be_known() -> None:
     state = copied(network())
+    halved = {name: tensor.half() for name, tensor in state.items()}
     del state["1.num_batches_tracked"]
     assert load_into(state, network()).exact
+    assert load_into(halved, network()).exact
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(3, 1), (1, 3), (4, 1), (1, 2)])
@@ -81,6 +83,18 @@ def test_only_the_stem_is_given_other_channels(given: int, wanted: int) -> None:
     grey = torch.rand(2, 1, 9, 9)
     wide, narrow = grey.expand(-1, given, -1, -1), grey.expand(-1, wanted, -1, -1)
     torch.testing.assert_close(taker.eval()(narrow), donor.eval()(wide))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_a_halved_stem_loses_nothing_more_when_its_channels_change(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    donor, taker = network(3), network(1)
+    halved = {name: tensor.to(kind) for name, tensor in donor.state_dict().items()}
+    donor.load_state_dict(halved)
+    load_into(halved, taker, "0.weight")
+    grey = torch.rand(2, 1, 9, 9)
+    torch.testing.assert_close(taker(grey), donor(grey.expand(-1, 3, -1, -1)), rtol=0, atol=1e-5)
 
 
 def test_channels_that_are_not_repeated_grey_are_not_made_up() -> None:

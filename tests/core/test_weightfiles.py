@@ -48,7 +48,15 @@ def under(prefix: str, state: dict[str, Tensor], scale: float = 1.0) -> dict[str
 
 
 @pytest.mark.parametrize(
-    "prefix", ["", "module.", "encoder_q.backbone.", "module.encoder_q.backbone.", "backbone."]
+    "prefix",
+    [
+        "",
+        "module.",
+        "module._orig_mod.",
+        "encoder_q.backbone.",
+        "module.encoder_q.backbone.",
+        "backbone.",
+    ],
 )
 def test_a_unet_is_told_apart_under_any_prefix_of_training_code(prefix: str) -> None:
     parts = split(under(prefix, UNET))
@@ -94,15 +102,24 @@ def old_format(content: Any) -> bytes:
     return stream.getvalue()
 
 
-@pytest.mark.parametrize("wrap", [False, True])
+@pytest.mark.parametrize("wrap", [None, "state_dict", "model"])
 @pytest.mark.parametrize("write", [saved, old_format])
-def test_what_torch_saved_is_read_wrapped_or_not(tmp_path: Path, write: Any, wrap: bool) -> None:
-    content = {"epoch": 3, "arch": "resnet50", "state_dict": UNET} if wrap else UNET
+def test_what_torch_saved_is_read_wrapped_or_not(
+    tmp_path: Path, write: Any, wrap: str | None
+) -> None:
+    optimizer = {"state": {0: {"momentum_buffer": torch.ones(2)}}, "param_groups": []}
+    content = {"epoch": 3, wrap: UNET, "optimizer": optimizer} if wrap else UNET
     (tmp_path / "a.pth").write_bytes(write(content))
     parts = read_weights(tmp_path / "a.pth")
     assert (values(parts.backbone), values(parts.restorer)) == OURS
     assert parts.header is None
     assert len(parts.digests["a.pth"]) == 64
+
+
+def test_of_several_networks_none_is_chosen(tmp_path: Path) -> None:
+    (tmp_path / "a.pth").write_bytes(saved({"model": UNET, "\x1b[31mema": UNET}))
+    with pytest.raises(CheckpointError, match=r"several networks \('.x1b\[31mema', 'model'\)"):
+        read_weights(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "without-suffix"])
