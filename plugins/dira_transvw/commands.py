@@ -72,9 +72,12 @@ def discover(
     volumes smaller than a chest CT give a smaller --size and fewer --words. Make a cache first
     (`dira data cache`) if volumes are read slowly.
     """
-    from dira_core import build_source, gather, resolve
+    from dira_core import RecipeError, build_source, gather, resolve
     from dira_transvw.discovery import Plan, discover
 
+    for text in assignments or []:
+        if not text.strip().startswith("data."):
+            raise RecipeError(f"--set here takes data.key=value, got {text!r:.60}")
     recipe = resolve(gather(data=data, assignments=assignments or [])).recipe
     kept = (number, instances, held_out_instances, resolutions, size, apart, border, lung)
     source = build_source(recipe)

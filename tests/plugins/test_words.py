@@ -409,6 +409,8 @@ def test_from_the_command_line_words_are_found_and_learned(dira: Dira, tmp_path:
     assert (code, wrong) == (0, "")
     assert "words      2, in" in said
     assert dira(*asked)[0] == 0
+    code, _, wrong = dira(*asked, "--set", "views.size=8")
+    assert (code, "--set here takes data.key=value, got 'views.size=8'" in wrong) == (2, True)
     sizes = ("--set", "views.size=[8,8,8]", "--set", "backbone.width=2", "--epochs", "1")
     nets = ("--set", "restorer.widths=[4,4,4]", "--set", "adversary.widths=[4,4]")
     heads = ("--set", "discriminator.hidden=4", "--batch-size", "4", "--name", "learned")
