@@ -99,7 +99,9 @@ def test_no_cell_of_a_table_is_a_formula_or_breaks_a_line(name: str, tmp_path: P
 @pytest.mark.parametrize("name", PAYLOADS)
 def test_scores_of_a_study_name_what_a_spreadsheet_does_not_obey(name: str) -> None:
     cell = Cell(name, "di", name, "fine-tune", 0.1, 0)
-    outcome = results.Outcome(cell, "fine-tune", {name: 0.5, f"auc {name}": None}, Path(), 0, 1.0)
+    outcome = results.Outcome(
+        cell, "fine-tune", {name: 0.5, f"auc {name}": None}, [], Path(), 0, 1.0
+    )
     header, *lines = csv.reader(io.StringIO(results.csv_text([outcome]), newline=""))
     assert header[-3:] == ["features", "score", "value"]
     assert [line[-1] for line in lines] == ["0.5", ""]
