@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dira_core.checking import check as check
+from dira_core.checking import half as half
 from dira_core.components import Choice, Kind
 from dira_core.plugins import installed
 from dira_core.tiny import TinyBackbone as TinyBackbone
