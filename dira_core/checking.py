@@ -71,6 +71,7 @@ def check(kind: Kind, name: str, **options: Any) -> list[Check]:
         raise explain(error, component.options, options, {}) from error
     results: list[Check] = []
     for title, attempt in _checks(kind, component, chosen):
+        torch.manual_seed(0)
         try:
             attempt()
             results.append((title, None))
@@ -104,8 +105,11 @@ def _sound(flaw: str | None) -> None:
     _must(flaw is None, str(flaw))
 
 
-def _is(part: object, role: type) -> None:
-    _must(isinstance(part, role), f"build returned {part!r:.60}, which is no {role.__name__}")
+def _built(component: Component, wanted: type, *parts: Any) -> Any:
+    """Build a component; an error if something else than a `wanted` comes out."""
+    part = component.build(*parts)
+    _must(isinstance(part, wanted), f"build returned {part!r:.60}, which is no {wanted.__name__}")
+    return part
 
 
 def half() -> torch.autocast:
@@ -114,10 +118,8 @@ def half() -> torch.autocast:
 
 
 def _discriminator(component: Component, options: Options, dims: int) -> None:
-    torch.manual_seed(0)
     backbone = TinyBackbone(dims=dims)
-    role: Discriminator = component.build(options, backbone)
-    _is(role, Discriminator)
+    role: Discriminator = _built(component, Discriminator, options, backbone)
     _sound(count_flaw("n_views", role.n_views))
     batch = tiny_batch(n_views=role.n_views, size=[16] * dims)
     role.prepare(len(batch.index))
@@ -142,10 +144,8 @@ def _discriminator(component: Component, options: Options, dims: int) -> None:
 
 
 def _restorer(component: Component, options: Options, dims: int) -> None:
-    torch.manual_seed(0)
     backbone = TinyBackbone(dims=dims)
-    role: Restorer = component.build(options, backbone)
-    _is(role, Restorer)
+    role: Restorer = _built(component, Restorer, options, backbone)
     _sound(count_flaw("n_restored", role.n_restored))
     # without instructions for it, bf16 takes a processor a hundred times as long
     side = 16 if dims == 2 else 8
@@ -163,9 +163,7 @@ def _restorer(component: Component, options: Options, dims: int) -> None:
 
 
 def _adversary(component: Component, options: Options, dims: int) -> None:
-    torch.manual_seed(0)
-    role: Adversary = component.build(options, 1, dims)
-    _is(role, Adversary)
+    role: Adversary = _built(component, Adversary, options, 1, dims)
     # without instructions for it, bf16 takes a processor a hundred times as long
     side = 32 if dims == 2 else 16
     view = tiny_batch(2, size=[side] * dims).views[0]
@@ -184,8 +182,7 @@ def _adversary(component: Component, options: Options, dims: int) -> None:
 
 
 def _distortion(component: Component, options: Options, dims: int) -> None:
-    role: Distortion = component.build(options)
-    _is(role, Distortion)
+    role: Distortion = _built(component, Distortion, options)
     images = tiny_batch(size=[32] * dims).views[0].crop
     before = images.clone()
     draws = Draws(torch.arange(len(images)), seed=0)
@@ -212,9 +209,7 @@ def _distortion(component: Component, options: Options, dims: int) -> None:
 
 
 def _backbone(component: Component, options: Options, dims: int) -> None:
-    torch.manual_seed(0)
-    role: Backbone = component.build(options, 1, dims)
-    _is(role, Backbone)
+    role: Backbone = _built(component, Backbone, options, 1, dims)
     _sound(backbone_flaw(role, 1, dims))
     pyramid = role(torch.rand(2, 1, *[64] * dims))
     _sound(pyramid_flaw(role, pyramid))
@@ -224,8 +219,7 @@ def _backbone(component: Component, options: Options, dims: int) -> None:
 
 
 def _source(component: Component, options: Options) -> None:
-    role: Source = component.build(options)
-    _is(role, Source)
+    role: Source = _built(component, Source, options)
     _must(len(role) > 0, "it has no image")
     _sound(source_flaw(role))
     _must(role.fingerprint() == role.fingerprint(), "fingerprint() is another one each time")
@@ -253,8 +247,7 @@ def _target(component: Component, options: Options) -> None:
 
 def _tracker(component: Component, options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        role: Tracker = component.build(options, Path(folder))
-        _is(role, Tracker)
+        role: Tracker = _built(component, Tracker, options, Path(folder))
         role.log(1, {"losses/total": 0.5})
         role.close()
 

@@ -12,7 +12,7 @@ from dira_core.errors import PluginError
 from dira_core.roles import Backbone, Discriminator, Source, trainable
 from dira_core.types import Image, Objective
 
-KINDS = ("u1", "u2", "f4")
+PIXELS = ("u1", "u2", "f4")
 """What pixels of an image may be, as numpy says it."""
 
 GROUP_KEYS = ("params", "weight_decay", "lr_scale", "schedule")
@@ -105,7 +105,7 @@ def image_flaw(image: object) -> str | None:
     if not isinstance(image, Image):
         return f"read() returned {type(image).__name__}, not an Image"
     pixels: object = image.pixels
-    if not (isinstance(pixels, np.ndarray) and pixels.ndim > 2 and pixels.dtype.str[1:] in KINDS):
+    if not (isinstance(pixels, np.ndarray) and pixels.ndim > 2 and pixels.dtype.str[1:] in PIXELS):
         found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels)
         return f"read() returned pixels that are {found}, not uint8, uint16 or float32 (C, *S)"
     if len(image.window) != 2 or not all(map(math.isfinite, image.window)):

@@ -144,9 +144,9 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
         raise RecipeError(
             f"folder {str(out)!r} cannot be made ({error.strerror}): give --out another"
         ) from error
-    wanted = asdict(plan)
+    wanted, data = asdict(plan), source.fingerprint()
     read = {f"data.{key}": value for key, value in wanted.pop("reading").items()}
-    agree(out, {**wanted, **read, "data": source.fingerprint()})
+    agree(out, {**wanted, **read, "data": data})
     survey = surveyed(source, out / SURVEY, plan, bar)
     features, explained = described(survey, out / FEATURES, plan, bar)
     names = [source.name(int(index)) for index in survey.index]
@@ -168,7 +168,7 @@ def discover(source: Source, out: Path, plan: Plan, bar: Bar) -> Found:
         "size": plan.size,
         "explained": explained,
         "plan": asdict(plan),
-        "data": source.fingerprint(),
+        "data": data,
     }
     write_atomic(out / HEADER, json.dumps(header, indent=1).encode())
     counts = {split: sum(line.split == split for line in lines) for split in ("train", "held-out")}
