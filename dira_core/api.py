@@ -16,20 +16,29 @@ from dira_core import seen
 from dira_core.agreement import agree
 from dira_core.blame import blamed
 from dira_core.build import build_source, build_trackers, build_trio
+from dira_core.continuing import changed_for_good
 from dira_core.distributed import from_first, rank
-from dira_core.errors import CheckpointError, DivergedError, PluginError, RunFolderError
+from dira_core.errors import (
+    CheckpointError,
+    DivergedError,
+    PluginError,
+    RecipeError,
+    RunFolderError,
+)
 from dira_core.evaluate import Pause
 from dira_core.files import read_record, write_atomic
 from dira_core.game import Game, shared_out, sheet
+from dira_core.layering import file_layer
 from dira_core.memory import restart_peak, uncollected
 from dira_core.peers import joined, peers_named
 from dira_core.pictures import write_png
 from dira_core.plugins import installed
 from dira_core.profiling import Profiled
 from dira_core.recipe import Recipe, to_toml
+from dira_core.resolving import resolve
 from dira_core.resume import inherit
 from dira_core.roles import Source
-from dira_core.runfolder import STATUS, RunFolder, Status
+from dira_core.runfolder import RECIPE, STATUS, RunFolder, Status
 from dira_core.session import Session, pause
 from dira_core.settings import Settings
 from dira_core.signals import Preempted, Stop
@@ -63,7 +72,7 @@ def run(
     Args:
         recipe: From `dira_core.resolve`.
         folder: The run folder, created if missing.
-        resume: Continue the run in that folder.
+        resume: Continue the run in that folder, which is one of this recipe.
         display: Where a person watches; nowhere by default.
 
     Raises:
@@ -72,11 +81,28 @@ def run(
     with joined(recipe.train.timeout_s):
         agree(recipe)
         recipe = recipe.model_copy(update={"train": shared_out(recipe.train)})
+        if resume and (folder / RECIPE).is_file():
+            check_same_run(recipe, folder)
         display = display if display and rank() == 0 else Silent()
         if recipe.stages:
             return run_stages(recipe, folder, resume, display)
         trio = start(recipe, folder)
         return pretrain(trio, build_source(recipe), recipe, folder, resume, display)
+
+
+def check_same_run(recipe: Recipe, folder: Path) -> None:
+    """Refuse to continue a run with a recipe that would make another one of it.
+
+    Raises:
+        RecipeError: It differs from that of the run in what decides about the weights.
+    """
+    stored = resolve([file_layer(folder / RECIPE)]).recipe
+    before = stored.model_copy(update={"train": shared_out(stored.train)})
+    if changed := changed_for_good(before, recipe):
+        raise RecipeError(
+            f"the run in {folder} has another recipe, {', '.join(changed)} cannot change: start a "
+            "new run in another folder"
+        )
 
 
 def start(recipe: Recipe, folder: Path) -> Trio:

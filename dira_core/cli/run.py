@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dira_core.cli.config import recipe_flags
+from dira_core.continuing import changed_for_good
 from dira_core.errors import DiraError, RecipeError
 from dira_core.launch import Launch, attended, launch
 from dira_core.layering import Layer, default_preset, file_layer
@@ -24,13 +24,6 @@ from dira_core.signals import EXIT_PREEMPTED
 if TYPE_CHECKING:
     from dira_core.api import Result
     from dira_core.rehearsal import Rehearsal
-
-CHANGEABLE = (
-    *("loader.", "log.", "checkpoint.", "health."),
-    *("train.strategy", "train.recompute", "train.compile", "train.timeout_s"),
-)
-"""What `--resume` may change: it decides nothing about the weights but how sums are rounded."""
-
 
 PROFILED = 5
 """Steps that `--profile` traces."""
@@ -185,24 +178,6 @@ def of_job(folder: Path, asked: list[Layer]) -> Recipe:
             "start a new run under another --job"
         )
     return after
-
-
-def changed_for_good(before: Recipe, after: Recipe) -> list[str]:
-    """Return the keys that differ and that a resumed run must not change."""
-    changed = differing(before.model_dump(), after.model_dump())
-    return [key for key in changed if not key.startswith(CHANGEABLE)]
-
-
-def differing(a: Mapping[str, Any], b: Mapping[str, Any], above: str = "") -> list[str]:
-    """Return the key paths at which two nested mappings differ."""
-    found = []
-    for key in a.keys() | b.keys():
-        x, y = a.get(key), b.get(key)
-        if isinstance(x, Mapping) and isinstance(y, Mapping):
-            found += differing(x, y, f"{above}{key}.")
-        elif x != y:
-            found.append(f"{above}{key}")
-    return sorted(found)
 
 
 def title(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ from kit import SMALL, Dira, kit
 from parts import outcome
 
 import dira_core
+from dira_core.api import run
 from dira_core.cli.run import of_job, resumed
 from dira_core.errors import RecipeError
 from dira_core.layering import Layer, gather
@@ -282,6 +283,17 @@ def test_every_key_may_or_may_not_be_changed_by_a_resume(tmp_path: Path) -> None
     for key, value in REFUSED.items():
         with pytest.raises(RecipeError, match=f"same run, .*{key}.* cannot change"):
             resumed(tmp_path, [changed(key, value)])
+
+
+def test_python_continues_a_run_with_its_own_recipe_alone(
+    dira: Dira, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = preempted_at(2, dira, monkeypatch)
+    other = resumed(folder, []).model_copy(update={"seed": 7})
+    with pytest.raises(RecipeError, match="the run in .* has another recipe, seed cannot change"):
+        run(other, folder, resume=True)
+    looser = resumed(folder, [changed("loader.cache_mb", 1)])
+    assert run(looser, folder, resume=True).status == "done"
 
 
 @pytest.mark.parametrize("stopped", [False, True])
