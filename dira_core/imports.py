@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ class Imported:
         header: What its files say.
         reports: By part: "backbone", "restorer".
         left_out: Names that belong to neither.
+        near: The Restorer that a decoder left out is closest to, and what stands in its way.
     """
 
     weights: Path
     header: Header
     reports: Mapping[str, Report]
     left_out: tuple[str, ...]
+    near: str = ""
 
     def lines(self) -> Iterator[str]:
         """Yield what was matched, adapted and left out."""
@@ -49,6 +51,8 @@ class Imported:
                 yield f"unexpected {families(report.unexpected)}"
         if self.left_out:
             yield f"left out   {families(self.left_out)}"
+        if self.near:
+            yield f"decoder    fits no Restorer, closest is {self.near}"
 
 
 def import_weights(
@@ -84,7 +88,8 @@ def import_weights(
             f"{path} does not hold backbone {chosen['name']!r} ({report.differences()}): name "
             "another with --backbone; nothing is ever filled up at random"
         )
-    found = _restorer(parts, said, backbone)
+    tried = list(_restorers(parts, said, backbone)) if parts.restorer else []
+    found = next((one for one in tried if one.report.exact), None)
     header = Header(
         channels=backbone.in_channels,
         size=size or said.size,
@@ -101,8 +106,10 @@ def import_weights(
         write_parts(weights, backbone, found.restorer if found else None, header)
         hand_on(path, out)
     reports = {"backbone": report} | ({"restorer": found.report} if found else {})
-    unfit = () if found else tuple(joined({}, parts.restorer))
-    return Imported(weights, header, reports, parts.left_out + unfit)
+    if found:
+        return Imported(weights, header, reports, parts.left_out)
+    left_out = parts.left_out + tuple(joined({}, parts.restorer))
+    return Imported(weights, header, reports, left_out, _closest(tried))
 
 
 @dataclass(frozen=True)
@@ -125,20 +132,23 @@ def _backbone(parts: Parts, network: str | None, path: Path) -> dict[str, Any]:
     return _default("backbone", name)
 
 
-def _restorer(parts: Parts, said: Header, backbone: Backbone) -> _Found | None:
-    """Return the restorer the file names, or the first one installed that it fits exactly."""
-    if not parts.restorer:
-        return None
+def _restorers(parts: Parts, said: Header, backbone: Backbone) -> Iterator[_Found]:
+    """Yield the restorer the file names, then those installed, with what each takes of it."""
     names = [c.name for c in installed().components("restorer") if said.dims in c.dims]
     for chosen in [said.restorer, *(_default("restorer", name) for name in names)]:
         try:
             restorer: Restorer = build("restorer", chosen or {}, backbone)
         except DiraError:
             continue  # one that does not work on this backbone, or not at all
-        report = load_into(parts.restorer, restorer)
-        if report.exact:
-            return _Found(chosen or {}, restorer, report)
-    return None
+        yield _Found(chosen or {}, restorer, load_into(parts.restorer, restorer))
+
+
+def _closest(tried: Sequence[_Found]) -> str:
+    """Return which restorer takes most of a decoder, and what stands in its way; "" of none."""
+    if not tried:
+        return ""
+    best = max(tried, key=lambda found: len(found.report.matched))
+    return f"{best.chosen['name']!r} ({best.report.differences()})"
 
 
 def _default(kind: Kind, name: str) -> dict[str, Any]:

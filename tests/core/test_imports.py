@@ -79,7 +79,11 @@ def test_a_decoder_that_fits_no_restorer_is_left_out_and_said(tmp_path: Path) ->
     done = import_weights(tmp_path / "a.safetensors", tmp_path / "out")
     assert load(tmp_path / "out").restorer is None
     assert done.reports.keys() == {"backbone"}
-    assert list(done.lines())[-1].startswith("left out   ")
+    left_out, why = list(done.lines())[-2:]
+    assert left_out.startswith("left out   ")
+    shapes = "blocks.0.conv1.0.weight is 8x768x3x3, must be 256x768x3x3"
+    assert why.startswith("decoder    fits no Restorer, closest is 'unet' (")
+    assert shapes in why
     heads = ("decoder.", "segmentation_head.")
     assert set(done.left_out) == {n for n in unet.state_dict() if n.startswith(heads)}
 
