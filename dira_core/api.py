@@ -131,7 +131,7 @@ def run_stages(recipe: Recipe, folder: Path, resume: bool, display: Display) -> 
             home.status("running")
         results: list[Result] = []
         summary: dict[str, Any] = {}
-        with ending(home):
+        with ending(home), Stop():  # for signals between two stages; each has its own within it
             for number, stage in enumerate(recipe.stages):
                 display.said(f"stage {number + 1} of {len(recipe.stages)}: {stage.name}")
                 chosen, place = recipe.at_stage(number), folder / "stages" / stage.name

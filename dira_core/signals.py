@@ -40,7 +40,8 @@ class Stop:
     """Remember that a signal asked to stop; while it is active no handler does more than that.
 
     Only the second SIGINT interrupts at once, with KeyboardInterrupt. The handlers from before are
-    back on exit. Outside the main thread, where Python allows none, nothing is ever requested.
+    back on exit. One inside another starts with what that one heard. Outside the main thread, where
+    Python allows no handlers, nothing is ever requested.
 
     Args:
         says: Whether the first SIGINT is answered on the error output.
@@ -58,7 +59,10 @@ class Stop:
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
             for watched in WATCHED:
-                self._before[watched] = signal.signal(watched, self._note)
+                before = self._before[watched] = signal.signal(watched, self._note)
+                around = getattr(before, "__self__", None)
+                if isinstance(around, Stop):
+                    self.requested = self.requested or around.requested
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from dira_core.errors import RecipeError
 from dira_core.layering import Layer
 from dira_core.recipe import Recipe, to_toml
 from dira_core.settings import Weights
+from dira_core.watching import Silent
 
 SMALL: dict[str, Any] = {
     "data": {"name": "phantom", "n": 12},
@@ -139,6 +141,19 @@ def test_a_run_killed_in_its_second_stage_ends_as_if_it_had_not_been(tmp_path: P
     for name in names:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert run(recipe_of(), tmp_path / "killed", resume=True).status == "done"
+
+
+@pytest.mark.slow
+def test_a_signal_between_two_stages_is_heard(tmp_path: Path) -> None:
+    class Hasty(Silent):
+        def said(self, message: str) -> None:
+            if message == "stage 2 of 3: dir":
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(recipe_of(), tmp_path, display=Hasty()).status == "preempted"
+    status = json.loads((tmp_path / "status.json").read_text())
+    assert (status["status"], status["reason"]) == ("preempted", "in stage dir")
+    assert run(recipe_of(), tmp_path, resume=True).status == "done"
 
 
 @pytest.mark.parametrize(
