@@ -15,9 +15,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dira_core.errors import DataError, DiraError
+from dira_core.errors import DataError, DiraError, ResourceError
 from dira_core.memory import keep_freed
 from dira_core.signals import die_with_parent
+
+STARVED = (-signal.SIGKILL, -signal.SIGBUS)
+"""Exit codes of workers that got no memory: of the system, of /dev/shm."""
 
 TRAINERS = (signal.SIGINT, signal.SIGTERM)
 """Signals for the trainer alone, which needs batches until it has saved."""
@@ -107,7 +110,8 @@ class Workers:
                     continue
                 self.close()
                 if dead:
-                    raise DataError(
+                    starved = dead[0].exitcode in STARVED
+                    raise (ResourceError if starved else DataError)(
                         f"a data worker died (process {dead[0].pid}, exit code "
                         f"{dead[0].exitcode}; -9 is mostly a lack of memory): use fewer "
                         "loader.workers or a smaller loader.cache_mb, give /dev/shm more room, "

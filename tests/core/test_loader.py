@@ -24,7 +24,7 @@ from dira_core.data.loader import Loader
 from dira_core.data.pyramid import crop_level
 from dira_core.data.workers import _begin
 from dira_core.draws import Draws
-from dira_core.errors import DataError, PluginError
+from dira_core.errors import DataError, PluginError, ResourceError
 from dira_core.roles import Source
 from dira_core.settings import Settings
 from dira_core.types import Image
@@ -322,7 +322,7 @@ def test_a_killed_worker_is_reported_within_seconds_with_the_way_out() -> None:
     started = time.monotonic()
     handler = signal.getsignal(signal.SIGCHLD)
     with pytest.raises(
-        DataError, match=r"a data worker died \(process \d+, exit code -9.*--resume"
+        ResourceError, match=r"a data worker died \(process \d+, exit code -9.*--resume"
     ):
         read_epoch(Noise(16, harm={9: die}), settings(workers=2))
     assert time.monotonic() - started < 30
@@ -363,7 +363,7 @@ def test_a_worker_killed_between_batches_never_interrupts_the_trainer() -> None:
         victim.kill()
         victim.join()
         time.sleep(0.2)
-        with pytest.raises(DataError, match="a data worker died"):
+        with pytest.raises(ResourceError, match="a data worker died"):
             list(batches)
 
 
