@@ -48,7 +48,7 @@ Check = tuple[str, str | None]
 """What was checked, and what is wrong with it, or None."""
 
 
-def check(kind: Kind, name: str, **options: Any) -> list[Check]:
+def check(kind: Kind, name: str, /, **options: Any) -> list[Check]:
     """Check one installed component against its contract.
 
     Args:

@@ -204,8 +204,8 @@ def flag_layers(flags: Mapping[str, tuple[str, object]]) -> list[Layer]:
 
 
 def _chooses(flag: Layer) -> bool:
-    """Say whether a flag names a component."""
-    return any(isinstance(value, str) for value in flag.values.values())
+    """Say whether a flag names a component; `--init` names weights."""
+    return any(isinstance(value, str) for key, value in flag.values.items() if key != "init")
 
 
 def default_preset(layers: Iterable[Layer]) -> list[Layer]:

@@ -101,6 +101,8 @@ def _keys(place: Sequence[str | int], model: type[BaseModel], values: Any) -> li
         values = values[part]
         if isinstance(part, int):
             annotation = next(iter(get_args(annotation)), None)
+        elif get_origin(annotation) is dict:
+            annotation = get_args(annotation)[1]
         else:
             field = annotation.model_fields[part]
             annotation = Annotated[field.annotation, *field.metadata, None]

@@ -120,6 +120,8 @@ def hand_on(weights: Path, to: Path) -> None:
     """Copy what is known of some weights to others that were made of them."""
     if place_of(weights).is_file():
         read(place_of(weights)).write(place_of(to))
+    else:  # what is there is about weights that were there before
+        place_of(to).unlink(missing_ok=True)
 
 
 def of_source(source: Source) -> Seen:

@@ -120,7 +120,8 @@ def read_weights(path: Path) -> Parts:
     if path.is_dir():
         return _read_folder(weights_folder(path))
     state, header = _read_file(path)
-    parts = split(state)
+    own = header is not None and path.name == BACKBONE  # names of a plugin's may look like others'
+    parts = Parts(state) if own else split(state)
     if not parts.backbone:
         seen = ", ".join(sorted({name.split(".")[0] for name in state})[:5])
         why = f"no encoder (its names start with {seen})" if seen else "no tensors"

@@ -7,11 +7,12 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from dira_core.build import layout
 from dira_core.encodings import Encodings
 from dira_core.optim import build_optimizer
 from dira_core.precision import Precision
 from dira_core.recipe import Recipe
-from dira_core.trio import Trio
+from dira_core.trio import Trio, cut
 from dira_core.types import Batch, Progress
 
 
@@ -44,14 +45,15 @@ class BareLoop:
         self._batch = contiguous(batch) if plain else batch
         roles: list[nn.Module] = [m for m in (trio.discriminator, trio.restorer) if m is not None]
         modules = nn.ModuleList([trio.backbone, *roles]).to(precision.device).train()
+        last = layout(trio.backbone.dims + 2)
         if not plain and recipe.train.channels_last:
-            modules = modules.to(memory_format=torch.channels_last)
+            modules = modules.to(memory_format=last)
         groups = [{"params": list(modules.parameters())}]
         self._optimizer = build_optimizer(groups, recipe.optimizer, recipe.train.batch_size)
         if trio.adversary is not None:
             critic = trio.adversary.to(precision.device).train()
             if not plain and recipe.train.channels_last:
-                critic = critic.to(memory_format=torch.channels_last)
+                critic = critic.to(memory_format=last)
             groups = [{"params": list(critic.parameters())}]
             self._critic_optimizer = build_optimizer(
                 groups, recipe.critic_optimizer, recipe.train.batch_size
@@ -68,7 +70,8 @@ class BareLoop:
                 loss = loss + weights.dis * trio.discriminator(encodings).loss
             restored = None
             if trio.restorer is not None:
-                restored = trio.restorer(encodings[0].pyramid)
+                whole = trio.restorer(encodings[0].pyramid)
+                restored = cut(whole, batch.views[0].crop.shape)
                 loss = loss + weights.res * trio.restorer.distance(restored, batch.views[0])
         if trio.adversary is None or restored is None:
             torch.autograd.backward(loss)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
-from dira_core.bench.public import PublicPipeline
+from dira_core.bench.public import SCALE, PublicPipeline
 from dira_core.bench.timing import Arm, Cores, Timing, alternate, ratio
 from dira_core.data.caching import build
 from dira_core.data.cutting import cut
@@ -78,7 +78,7 @@ def measure(folder: Path, side: int, size: int, batch_size: int, rounds: int) ->
     write_images(folder / "images", side)
     files = FolderSource(FolderOptions(path=folder / "images"))
     cache = build(files, folder / "cache", {})
-    values = [f"views.size={size}", "train.device=cpu"]
+    values = [f"views.size={size}", f"views.scale={list(SCALE)}", "train.device=cpu"]
     settings = resolve(gather(preset=PRESET_WITH_DATA, data="phantom", assignments=values)).recipe
     few = max(1, batch_size // 8)
     public, ours = Public(files, size), Ours(cache, settings, batch_size)

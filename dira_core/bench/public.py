@@ -14,6 +14,9 @@ from PIL import ImageFilter
 from torch import Tensor
 from torchvision import transforms
 
+SCALE = (0.2, 1.0)
+"""Smallest and largest part of an image that a crop covers."""
+
 MARGIN = 3
 """Least distance of a block to the border, in px."""
 
@@ -29,7 +32,7 @@ class PublicPipeline:
     def __init__(self, size: int, seed: int = 0) -> None:
         self._size = size
         self._random = random.Random(seed)
-        self.crop = transforms.RandomResizedCrop(size, scale=(0.2, 1.0))
+        self.crop = transforms.RandomResizedCrop(size, scale=SCALE)
         jitter = transforms.ColorJitter(0.4, 0.4, 0.4, 0.1)
         self.appearance = transforms.Compose(
             [

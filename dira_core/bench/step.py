@@ -39,7 +39,7 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     """
     null = statistics.median(null_step() for _ in range(5))  # before caches are full of images
     game = Game(build_trio(recipe), build_source(recipe), recipe)
-    check(recipe, game.trio.discriminator)
+    check(recipe, game.trio)
     crops = game.first_crops()
     batch = game.views(crops, 0, 0)
     forgetful = forgetting(recipe)
@@ -81,12 +81,18 @@ def step(recipe: Recipe, rounds: int) -> dict[str, Any]:
     }
 
 
-def check(recipe: Recipe, role: Discriminator | None) -> None:
+def check(recipe: Recipe, trio: Trio) -> None:
     """Raise a RecipeError where the hand-written loops would not do what dira does."""
+    role, restorer = trio.discriminator, trio.restorer
     if recipe.train.accumulate > 1:
         raise RecipeError(
             "bench step takes steps of one batch, got train.accumulate = "
             f"{recipe.train.accumulate}: leave it out, and give --batch-size"
+        )
+    if recipe.views.discriminator_sees != "image" or (restorer and restorer.n_restored > 1):
+        raise RecipeError(
+            "bench step encodes each view once and restores the first one: leave out "
+            "views.discriminator_sees and n_restored"
         )
     if role is not None and type(role).epoch_started is not Discriminator.epoch_started:
         assert recipe.discriminator is not None

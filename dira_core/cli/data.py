@@ -253,8 +253,14 @@ def _chosen(value: str, assignments: Sequence[str]) -> tuple[Component, Options]
     wrong = sorted({key for layer in layers for key in layer.values} - {"data"})
     if wrong:
         raise RecipeError(f"--set here takes data.key=value, got {wrong[0]!r}")
-    chosen = merge(layers, {"data"}).values["data"]
-    component = installed().find("source", chosen.pop("name"))
+    merged = merge(layers, {"data"})
+    if merged.problems:
+        raise RecipeError("; ".join(merged.problems))
+    chosen = merged.values["data"]
+    name = chosen.pop("name", None) if isinstance(chosen, dict) else None
+    if not isinstance(name, str):
+        raise RecipeError("--set here takes data.key=value, and data.name is that of a source")
+    component = installed().find("source", name)
     try:
         return component, component.options.model_validate(chosen)
     except ValidationError as error:

@@ -85,7 +85,8 @@ def run(
     disk, 7 a process was lost, 75 stopped by a signal and saved.
     """
     if profile:
-        asked = [Layer.at("--profile", ("log", "profile"), PROFILED), *asked]
+        said = any(layer.origin == "--set log.profile" for layer in asked)
+        asked += [] if said else [Layer.at("--profile", ("log", "profile"), PROFILED)]
     recipe = resolve(asked).recipe if resume is None else resumed(resume, asked)
     if dry_run:
         from dira_core.rehearsal import rehearse

@@ -37,7 +37,7 @@ tags: [{tags}]
 
 ## Input
 
-{header.channels} channels, {sides} px, window {window}: {header.preprocessing}.
+{header.channels} channels, {sides} px, window {window}: {as_markdown(header.preprocessing)}.
 The header of the weights says the same under "dira", as JSON.
 
 ## Load

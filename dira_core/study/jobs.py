@@ -11,11 +11,19 @@ from typing import Any
 
 from dira_core.errors import RecipeError, RunFolderError
 from dira_core.files import read_record, write_atomic
-from dira_core.layering import Layer, gather
+from dira_core.layering import Layer, assignment, gather
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.study.plan import Arm, Study, Task
 from dira_core.transfer.plan import Way, transfer_plan
+
+DECIDED = {
+    "seed": "seeds",
+    "label_seed": "seeds and label_seeds",
+    "way": "ways",
+    "fraction": "fractions",
+}
+"""Keys of a transfer that a study decides, and by which of its own."""
 
 JOBS, ASKED, RESULT, ERROR, LOG = "jobs", "asked.json", "result.json", "error.txt", "log.txt"
 RUN, TRANSFER, LOCALIZED = "run", "transfer", "localize"
@@ -127,8 +135,9 @@ def jobs_of(study: Study) -> list[Job]:
         for weights in several:
             if way == "fine-tune" or weights.first or drawn:
                 cell = Cell(weights.recipe, weights.arm, name, way, fraction, weights.seed)
-                seeded = [*network, Layer.at("seeds", ("label_seed",), cell.seed if drawn else 0)]
-                job = _transfer(study.targets[name], cell, weights, seeded)
+                labels = cell.seed if drawn else study.seeds[0]
+                plan = _plan(study.targets[name], cell, labels, network)
+                job = _transfer(study.targets[name], cell, weights, plan)
                 found[job.name] = job
     return [*found.values()]
 
@@ -186,13 +195,13 @@ def _pretraining(study: Study, name: str, arm: Arm, seed: int) -> Job:
     return Job(f"pretrain/{name}-{arm}-seed{seed}", asked)
 
 
-def _transfer(task: Task, cell: Cell, weights: Weights, layers: Sequence[Layer]) -> Job:
+def _transfer(task: Task, cell: Cell, weights: Weights, plan: dict[str, Any]) -> Job:
     label = f"{cell.recipe}-{cell.arm}" if cell.recipe else cell.arm
     asked: dict[str, Any] = {
         "kind": "transfer",
         "weights": weights.source,
         "after": weights.after,
-        "plan": _plan(task, cell, layers),
+        "plan": plan,
     }
     if task.truth is not None and cell.way == "fine-tune":
         asked["localize"] = {"truth": task.truth, "renamed": task.renamed}
@@ -200,15 +209,20 @@ def _transfer(task: Task, cell: Cell, weights: Weights, layers: Sequence[Layer])
     return Job(f"transfer/{place}", asked, weights.after, cell)
 
 
-def _plan(task: Task, cell: Cell, layers: Sequence[Layer]) -> dict[str, Any]:
+def _plan(task: Task, cell: Cell, label_seed: int, network: Sequence[Layer]) -> dict[str, Any]:
     flags = [
-        *layers,
+        Layer.at("seeds", ("label_seed",), label_seed),
         Layer.at("ways", ("way",), cell.way),
         Layer.at("fractions", ("fraction",), cell.fraction),
         Layer.at("seeds", ("seed",), cell.seed),
     ]
     try:
-        plan = transfer_plan(task.target, task.data, task.set, flags)
+        networks = {key for layer in network for key in layer.values} & {"backbone", "decoder"}
+        decided = DECIDED | dict.fromkeys(networks, "recipes")
+        for key in (key for text in task.set for key in assignment(text).values):
+            if key in decided:
+                raise RecipeError(f"set: {key} is decided by {decided[key]} of the study")
+        plan = transfer_plan(task.target, task.data, task.set, flags, network)
     except RecipeError as error:
         raise RecipeError(f"targets.{cell.target}: {error}") from error
     return plan.model_dump(mode="json")

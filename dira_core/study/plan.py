@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, JsonValue, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from dira_core import toml
 from dira_core.components import Options
@@ -89,6 +96,12 @@ class Study(Options):
     slurm: dict[str, JsonValue] = Field(
         default={}, description="what submitit asks SLURM for, such as slurm_partition"
     )
+
+    @field_validator("arms")
+    @classmethod
+    def _in_order(cls, arms: list[Arm]) -> list[Arm]:
+        """Bring arms into the order in which each is compared with those before it."""
+        return sorted(arms, key=get_args(Arm).index)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

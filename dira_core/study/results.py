@@ -35,7 +35,7 @@ class Outcome:
         scores: By name; None where not defined.
         scored: Classes whose mean is the score.
         predictions: The table of its test images.
-        images: Test images that pretraining saw; None where not known.
+        pretraining: What it saw of the test images, as `Overlap` records it.
         seconds: It took.
     """
 
@@ -44,7 +44,7 @@ class Outcome:
     scores: Mapping[str, float | None]
     scored: Sequence[str]
     predictions: Path
-    images: int | None
+    pretraining: Mapping[str, Any]
     seconds: float
 
 
@@ -109,7 +109,7 @@ def collect(jobs: Sequence[Job], study: Path) -> list[Outcome]:
                     {**dict(flat(scores)), **placed(result.get("localization", {}))},
                     scores["scored"],
                     job.folder(study) / TRANSFER / table,
-                    result["pretraining"]["images"],
+                    result["pretraining"],
                     result["seconds"],
                 )
             )

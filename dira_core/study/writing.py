@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -73,9 +73,22 @@ def tabulated(
         ],
         "comparisons": [asdict(each) for each in compared],
         "omitted": omitted(study, whole, found, compared),
-        "seen_in_pretraining": max((outcome.images or 0 for outcome in outcomes), default=0),
+        "seen_in_pretraining": seen_by_any([outcome.pretraining for outcome in outcomes]),
     }
     return [*all_tables(study, found, compared), *localization_tables(whole)], record
+
+
+def seen_by_any(overlaps: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Return the most test images, and images of patients, that a pretraining saw.
+
+    And of how many transfers that is not known.
+    """
+    most = {
+        key: max((overlap.get(key) or 0 for overlap in overlaps), default=0)
+        for key in ("images", "patients")
+    }
+    unknown = [each for each in overlaps if each["images"] is None and not each.get("untrained")]
+    return {**most, "unknown": len(unknown)}
 
 
 def said(study: Study, record: dict[str, Any]) -> str:
@@ -83,7 +96,12 @@ def said(study: Study, record: dict[str, Any]) -> str:
     seeds = ", ".join(map(str, study.seeds))
     again = "anew for each seed" if study.pretrain_seeds == "each" else "once"
     jobs, seen = record["jobs"], record["seen_in_pretraining"]
-    warning = f" WARNING: pretraining saw up to {seen} of the test images." if seen else ""
+    saw = [f"up to {seen['images']} of the test images"] if seen["images"] else []
+    if seen["patients"]:
+        saw += [f"patients of the same id as those of up to {seen['patients']} test images"]
+    warning = f" WARNING: pretraining saw {', and '.join(saw)}." if saw else ""
+    if seen["unknown"]:
+        warning += f" Of {seen['unknown']} transfers it is not known whether pretraining saw some."
     missing = "".join(f"{reason}\n" for reason in record["omitted"])
     return (
         f"dira {record['dira']}; {jobs['done']} of {jobs['all']} jobs are done; seeds {seeds}; "

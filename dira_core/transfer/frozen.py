@@ -69,7 +69,8 @@ def knn_scores(x: Array, y: Array, x_test: Array, k: int, temperature: float) ->
     for rows in pieces(np.arange(len(x_test)), ENCODED):  # a table of all need not fit into memory
         cosine = unit_test[rows] @ unit.T
         nearest = (-cosine).argsort(1, kind="stable")[:, :k]
-        votes = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / temperature)[:, :, None]
+        close = np.take_along_axis(cosine, nearest, 1)
+        votes = np.exp((close - close[:, :1]) / temperature)[:, :, None]
         labels = y[nearest]
         known = ~np.isnan(labels)
         total = (votes * known).sum(1)

@@ -140,6 +140,8 @@ def usable(truths: Sequence[Truth], ready: Tuned) -> tuple[list[tuple[int, Truth
         index = whole.get(os.path.normpath(truth.image))
         if index is None and unique:
             index = short.get(Path(truth.image).name)
+            if index is not None and not end_alike(truth.image, names[index]):
+                index = None
         if truth.label not in classes:
             unknown.add(truth.label)
         elif index is None:
@@ -158,6 +160,12 @@ def usable(truths: Sequence[Truth], ready: Tuned) -> tuple[list[tuple[int, Truth
     if not kept:
         raise DataError(f"nothing to compare with: {'; '.join(notes) or 'the file is empty'}")
     return kept, [f"compared: {len(kept)} findings in images it has not seen", *notes]
+
+
+def end_alike(one: str, other: str) -> bool:
+    """Say whether two paths could be of the same file, told from different folders."""
+    ends = zip(reversed(Path(one).parts), reversed(Path(other).parts), strict=False)
+    return all(a == b for a, b in ends)
 
 
 def check_place(file: Path, truth: Truth, shape: Sequence[int]) -> None:

@@ -246,7 +246,8 @@ def _decoder(begun: Start, plan: Plan) -> Mapping[str, Any]:
         return begun.restorer
     if plan.decoder is not None:
         return _flat(plan.decoder)
-    names = installed().names("restorer")
+    of_dims = (c for c in installed().components("restorer") if begun.backbone.dims in c.dims)
+    names = [component.name for component in of_dims]
     if len(names) != 1:
         raise RecipeError(
             f"masks need a decoder, and the weights have none: choose one of {', '.join(names)} "

@@ -54,7 +54,10 @@ class Training(Options):
         "train, few_passes times at a falling rate",
     )
     few_passes: int = Field(
-        50, ge=1, description="passes over the images where none decides when to stop"
+        50,
+        ge=1,
+        description="passes over the images where none decides when to stop; at least, as epochs "
+        "are whole",
     )
     patience: int = Field(
         10, ge=1, description="epochs without a lower validation loss before training stops"
@@ -128,6 +131,7 @@ def transfer_plan(
     data: str | None = None,
     assignments: Sequence[str] = (),
     flags: Sequence[Layer] = (),
+    below: Sequence[Layer] = (),
 ) -> Plan:
     """Put a plan together: flags over assignments over what the target brings along.
 
@@ -136,6 +140,7 @@ def transfer_plan(
         data: Its file or folder, the option `path`.
         assignments: Texts such as "training.epochs=20".
         flags: What named flags say.
+        below: What holds where neither says otherwise.
 
     Raises:
         RecipeError: One error that lists every problem.
@@ -150,6 +155,7 @@ def transfer_plan(
     layers = itertools.chain(
         [BASE, Layer(f"defaults of target {target!r}", component.defaults)],
         [Layer("--target", {"target": named})],
+        below,
         map(assignment, assignments),
         flags,
     )

@@ -56,7 +56,7 @@ def score_labels(target: Labels, test: Array, predicted: Array) -> Predicted:
             file_cell(target.source, int(index)),
             str(numbers[row]),
             *("" if np.isnan(value) else f"{value:g}" for value in truth[row]),
-            *(f"{value:.6g}" for value in predicted[row]),
+            *(repr(float(value)) for value in predicted[row]),
         ]
         for row, index in enumerate(test)
     ]

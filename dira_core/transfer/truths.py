@@ -53,7 +53,7 @@ def read_truths(path: Path, renamed: Mapping[str, str]) -> list[Truth]:
 
     Args:
         path: CSV file; paths of masks start at its folder.
-        renamed: What labels of the file are called in the task; `SYNONYMS` are anyway.
+        renamed: What labels of the file are called in the task; those of NIH's list by `SYNONYMS`.
 
     Raises:
         DataError: The file cannot be read, or has none of these columns.
@@ -70,7 +70,7 @@ def read_truths(path: Path, renamed: Mapping[str, str]) -> list[Truth]:
     columns = [find_column(header, name) for name in names]
     rows = [[line[column].strip() for column in columns if column is not None] for line in lines]
     _check_renamed(renamed, {label for _, label, *_ in rows})
-    called = SYNONYMS | dict(renamed)
+    called = (SYNONYMS if names == NIH else {}) | dict(renamed)
     found: dict[tuple[str, str], list[Truth]] = {}
     for line, (image, label, *cells) in zip(lines, rows, strict=True):
         with at_line(path, line):

@@ -87,7 +87,7 @@ def probabilities(
     tuning: FineTuning, task: LabelTask, piece: np.ndarray[Any, Any], *, exclusive: bool
 ) -> np.ndarray[Any, Any]:
     """Return the probability of each class, (B, K)."""
-    logits = tuning.predict(task.batch(piece).images)
+    logits = tuning.predict(task.batch(piece).images).double()  # near 1, float32 tells few apart
     found: np.ndarray[Any, Any] = (logits.softmax(1) if exclusive else logits.sigmoid()).numpy()
     return found
 

@@ -211,7 +211,11 @@ TINY = {
     "backbone": "resnet18",  # ours, as all of this preset: a first look on a laptop
     "data": {"name": "phantom", "n": 1024},
     "discriminator": {"name": "simsiam", "dim": 512, "hidden": 128},
-    "views": {**views(64, aligned=True, disjoint=True), "scale": [0.4, 1.0]},
+    "views": {
+        **views(64, aligned=True, disjoint=True),
+        "scale": [0.4, 1.0],
+        "appearance": [MILD_JITTER, BLUR],  # brightness is what tells haze from healthy lungs
+    },
     "optimizer": {"lr_batch": None},  # 128 steps are too few for a scaled rate
     "train": {"batch_size": 32, "epochs": 4},
     "checkpoint": {"every_steps": 50},
@@ -230,7 +234,7 @@ TINY3D = {
         **views(32, aligned=True, disjoint=True),
         "size": [16, 32, 32],
         "scale": [0.4, 1.0],
-        "appearance": [MILD_JITTER, BLUR],  # brightness is what tells haze from healthy lungs
+        "appearance": [MILD_JITTER, BLUR],
     },
     "train": {"batch_size": 8, "epochs": 4},
 }

@@ -106,6 +106,8 @@ def test_dira_and_the_hand_written_loops_end_a_step_with_the_same_weights(
     [
         ({"train": {"batch_size": 4, "accumulate": 2}}, "steps of one batch"),
         ({"discriminator": "deepcluster"}, "starts no epoch, as 'deepcluster'"),
+        ({"views": {"size": 16, "discriminator_sees": "clean"}}, "encodes each view once"),
+        ({"restorer": {"name": "unet", "n_restored": 2}}, "restores the first one"),
     ],
 )
 def test_what_the_hand_written_loops_do_not_do_is_refused(

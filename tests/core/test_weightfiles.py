@@ -229,6 +229,14 @@ def test_a_run_its_weights_and_the_backbone_in_them_mean_one_folder(tmp_path: Pa
     assert {weights_folder(each) for each in (tmp_path, folder, folder / BACKBONE)} == {folder}
 
 
+def test_names_of_a_backbone_that_dira_wrote_are_taken_as_they_are(tmp_path: Path) -> None:
+    state = {"encoder.weight": torch.ones(2), "decoder.weight": torch.ones(3)}
+    header = Header(channels=1, size=64, backbone={"name": "of a plugin"})
+    save_file(state, tmp_path / BACKBONE, header.metadata())
+    parts = read_weights(tmp_path / BACKBONE)
+    assert (parts.backbone.keys(), parts.restorer, parts.left_out) == (state.keys(), {}, ())
+
+
 def test_a_key_network_alone_is_no_encoder(tmp_path: Path) -> None:
     (tmp_path / "a.pth").write_bytes(saved(under("encoder_k.", UNET)))
     with pytest.raises(CheckpointError, match=r"holds no encoder.*start with encoder_k\)"):

@@ -49,23 +49,24 @@ def test_weights_that_seeds_share_are_pretrained_once_and_frozen_once(plan: Stud
     assert [*seeds.values()] == [2, 1, 1, 2, 2, 2]
 
 
-@pytest.mark.parametrize(("draws", "drawn"), [("each", [0, 1]), ("first", [0, 0])])
+@pytest.mark.parametrize(("draws", "drawn"), [("each", [3, 5]), ("first", [3, 3])])
 def test_seeds_draw_labels_of_their_own_the_same_for_all_arms(
     plan: Study, draws: str, drawn: list[int]
 ) -> None:
     discs = plan.targets["discs"].model_copy(
         update={"ways": ["linear", "fine-tune"], "fractions": [0.5, 1.0]}
     )
-    of = changed(plan, pretrain_seeds="first", label_seeds=draws, targets={"discs": discs})
+    several = {"seeds": [3, 5], "pretrain_seeds": "first", "label_seeds": draws}
+    of = changed(plan, **several, targets={"discs": discs})
     found: dict[tuple[str, str, float], list[int]] = {}
     for job in jobs_of(of):
         if job.cell is not None:
             key = job.cell.way, job.cell.arm, job.cell.fraction
             found.setdefault(key, []).append(job.asked["plan"]["label_seed"])
-    assert found["linear", "di", 1.0] == [0]  # the same weights and labels for all seeds
-    assert found["linear", "di", 0.5] == (drawn if draws == "each" else [0])
+    assert found["linear", "di", 1.0] == [3]  # the same weights and labels for all seeds
+    assert found["linear", "di", 0.5] == (drawn if draws == "each" else [3])
     for way, arm in [("linear", "random"), ("fine-tune", "random"), ("fine-tune", "di")]:
-        assert found[way, arm, 1.0] == [0, 0]
+        assert found[way, arm, 1.0] == [3, 3]
         assert found[way, arm, 0.5] == drawn
 
 
@@ -101,6 +102,25 @@ def test_a_wrong_key_is_told_with_the_name_of_its_table(plan: Study) -> None:
     targets = {"discs": {"target": "csv", "data": "labels.csv", "set": ["epoch=3"]}}
     with pytest.raises(RecipeError, match="targets.discs: "):
         jobs_of(changed(plan, targets=targets))
+
+
+def test_a_misspelt_key_of_a_named_table_is_told_with_the_right_one(file: Path) -> None:
+    file.write_text(file.read_text().replace("fractions = ", "fraction = "))
+    with pytest.raises(RecipeError, match="targets.discs.fraction: no such key .*'fractions'"):
+        read_study(file)
+
+
+def test_a_task_may_see_images_of_another_size_and_decides_nothing_else(plan: Study) -> None:
+    def of(*asked: str) -> Study:
+        task = {"target": "csv", "data": "labels.csv", "set": ["target.label=finding", *asked]}
+        return changed(plan, targets={"discs": task})
+
+    jobs = [job for job in jobs_of(of("size=24")) if job.cell is not None]
+    assert {job.asked["plan"]["size"] for job in jobs} == {24}
+    for key in ("seed", "label_seed", "fraction", "way", "backbone", "decoder.widths"):
+        name = key.partition(".")[0]
+        with pytest.raises(RecipeError, match=f"targets.discs: set: {name} is decided by"):
+            jobs_of(of(f"{key}=1"))
 
 
 def test_a_changed_study_adds_jobs_but_changes_none(plan: Study, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +42,12 @@ PLAN = Study.model_validate(
 )
 
 
-def finished(study: Path, arm: Arm, fraction: float, seed: int) -> Job:
+UNSEEN = {"images": 0, "patients": None, "untrained": False}
+
+
+def finished(
+    study: Path, arm: Arm, fraction: float, seed: int, seen: Mapping[str, Any] = UNSEEN
+) -> Job:
     """Leave what a transfer of an arm leaves: its AUC above, and a hundredth more by seed."""
     recipe = "" if arm == "random" else "moco"
     job = Job(
@@ -55,7 +61,7 @@ def finished(study: Path, arm: Arm, fraction: float, seed: int) -> Job:
     scores = {"auc": {"mean": auc, "by_class": by_class, "left_out": []}, "scored": [*by_class]}
     folder = job.folder(study)
     (folder / "transfer").mkdir(parents=True)
-    result = {"scores": {"fine-tune": scores}, "pretraining": {"images": 0}, "seconds": 1.0}
+    result = {"scores": {"fine-tune": scores}, "pretraining": seen, "seconds": 1.0}
     (folder / "result.json").write_text(json.dumps(result))
     rng = np.random.default_rng(seed)
     with (folder / "transfer/predictions.csv").open("w", newline="") as file:
@@ -116,6 +122,29 @@ def test_a_comparison_rests_on_seeds_patients_and_all_others(
     assert one.p_holm >= 8 * (p or 0)
     assert one.interval is not None
     assert one.interval[0] > 0
+
+
+def test_the_order_in_which_a_study_names_its_arms_changes_nothing() -> None:
+    backwards = Study.model_validate({**PLAN.model_dump(), "arms": [*AUC][::-1]})
+    assert backwards == PLAN
+
+
+def test_what_pretraining_saw_of_the_test_images_is_said_below_the_tables(tmp_path: Path) -> None:
+    knows: list[Mapping[str, Any]] = [
+        {"images": 3, "patients": 0, "untrained": False},
+        {"images": 0, "patients": 25, "untrained": False},
+        {"images": None, "patients": None, "untrained": False},
+        {"images": None, "patients": None, "untrained": True},
+    ]
+    arms: list[Arm] = ["di", "dir", "dira", "random"]
+    jobs = [finished(tmp_path, arm, 1.0, 0, seen) for arm, seen in zip(arms, knows, strict=True)]
+    text = "\n".join(write_results(PLAN, jobs, tmp_path))
+    assert (
+        "WARNING: pretraining saw up to 3 of the test images, and patients of the same id as those "
+        "of up to 25 test images. Of 1 transfers it is not known whether pretraining saw some."
+    ) in text
+    record = json.loads((tmp_path / "results.json").read_text())
+    assert record["seen_in_pretraining"] == {"images": 3, "patients": 25, "unknown": 1}
 
 
 def test_draws_scatter_around_the_score_of_the_predictions(jobs: list[Job], tmp_path: Path) -> None:

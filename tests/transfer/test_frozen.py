@@ -35,6 +35,13 @@ def test_knn_of_many_is_that_of_each() -> None:
     assert many == pytest.approx(np.concatenate(each))
 
 
+def test_knn_of_a_small_temperature_is_the_label_of_the_nearest() -> None:
+    x, y = blobs(60, 3)
+    cosine = x[40:] @ (x[:40] / np.linalg.norm(x[:40], axis=1, keepdims=True)).T
+    scores = knn_scores(x[:40], y[:40], x[40:], k=5, temperature=1e-4)
+    assert (scores.argmax(1) == y[:40][cosine.argmax(1)].argmax(1)).all()
+
+
 def test_a_neighbour_whose_label_is_not_known_does_not_vote() -> None:
     x = np.eye(3)
     y = np.array([[1.0], [np.nan], [0.0]])

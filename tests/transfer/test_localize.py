@@ -21,7 +21,7 @@ from dira_core.lock import owned
 from dira_core.testing import TinyBackbone
 from dira_core.transfer import boxes
 from dira_core.transfer.heatmaps import grad_cam, scaled
-from dira_core.transfer.localize import LOCK, localize
+from dira_core.transfer.localize import LOCK, end_alike, localize
 from dira_core.transfer.networks import Classifier
 from dira_core.transfer.overlays import SIDE, coloured, overlay
 from dira_core.transfer.truths import read_truths
@@ -143,6 +143,13 @@ def test_nihs_own_list_is_read(tmp_path: Path) -> None:
     (truth,) = read_truths(file, {})
     assert truth.image == "00013118_008.png"
     assert truth.boxes[0, :, 0].tolist() == [547.019216763771, 225.084745762712]
+
+
+def test_what_nihs_list_calls_otherwise_is_renamed_in_that_list_alone(tmp_path: Path) -> None:
+    header = "Image Index,Finding Label,Bbox [x,y,w,h],,,"
+    nih = write(tmp_path / "a.csv", header, "a.png,Infiltrate,1,1,5,5,,,")
+    own = write(tmp_path / "b.csv", "image,label,x,y,w,h", "a.png,Infiltrate,1,1,5,5")
+    assert [read_truths(file, {})[0].label for file in (nih, own)] == ["Infiltration", "Infiltrate"]
 
 
 def test_masks_are_truths_and_empty_ones_are_not(tmp_path: Path) -> None:
@@ -296,6 +303,19 @@ def test_what_cannot_be_localized_says_the_way_out(transferred: Path, tmp_path: 
 def test_an_image_is_found_however_its_path_is_written(transferred: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "b.csv", "image,label,x,y,w,h", "./40.png,dim,3,3,4,4")
     assert localize(transferred, file, tmp_path / "out")["findings"]["dim"]["cases"] == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        ("1.png", "images/1.png", True),
+        ("images/1.png", "1.png", True),
+        ("set/images/1.png", "images/1.png", True),
+        ("train/1.png", "test/1.png", False),
+    ],
+)
+def test_paths_of_the_same_file_end_alike(one: str, other: str, alike: bool) -> None:
+    assert end_alike(one, other) is alike
 
 
 def test_a_folder_of_results_has_one_owner(transferred: Path, tmp_path: Path) -> None:
