@@ -17,7 +17,7 @@ from dira_core.agreement import agree
 from dira_core.blame import blamed
 from dira_core.build import build_source, build_trackers, build_trio
 from dira_core.continuing import changed_for_good
-from dira_core.distributed import from_first, rank
+from dira_core.distributed import barrier, from_first, rank, world_size
 from dira_core.errors import (
     CheckpointError,
     DivergedError,
@@ -80,14 +80,14 @@ def run(
     """
     with joined(recipe.train.timeout_s):
         agree(recipe)
-        recipe = recipe.model_copy(update={"train": shared_out(recipe.train)})
+        shared = shared_out(recipe)
         if resume and (folder / RECIPE).is_file():
-            check_same_run(recipe, folder)
+            check_same_run(shared, folder)
         display = display if display and rank() == 0 else Silent()
         if recipe.stages:
             return run_stages(recipe, folder, resume, display)
-        trio = start(recipe, folder)
-        return pretrain(trio, build_source(recipe), recipe, folder, resume, display)
+        trio = start(shared, folder)
+        return pretrain(trio, build_source(shared), shared, folder, resume, display)
 
 
 def check_same_run(recipe: Recipe, folder: Path) -> None:
@@ -97,8 +97,7 @@ def check_same_run(recipe: Recipe, folder: Path) -> None:
         RecipeError: It differs from that of the run in what decides about the weights.
     """
     stored = resolve([file_layer(folder / RECIPE)]).recipe
-    before = stored.model_copy(update={"train": shared_out(stored.train)})
-    if changed := changed_for_good(before, recipe):
+    if changed := changed_for_good(shared_out(stored), recipe):
         raise RecipeError(
             f"the run in {folder} has another recipe, {', '.join(changed)} cannot change: start a "
             "new run in another folder"
@@ -121,8 +120,12 @@ def start(recipe: Recipe, folder: Path) -> Trio:
 def run_stages(recipe: Recipe, folder: Path, resume: bool, display: Display) -> Result:
     """Run the stages of a recipe one after the other, each in a run folder within `folder/stages`.
 
-    What the last one leaves (weights, pictures, summary) is copied to `folder`.
+    What the last one leaves (weights, pictures, summary) is copied to `folder`. Its recipe keeps the
+    batch sizes of all stages as they were meant, and for how many processes that was.
     """
+    stages = [shared_out(recipe.at_stage(number)) for number in range(len(recipe.stages))]
+    meant = {"processes": recipe.train.processes or world_size()}
+    recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update=meant)})
     with owned(RunFolder(folder, resume=resume)) as home:
         if resume and from_first(home.read_status()) == "done":
             return finished(folder, display)
@@ -134,7 +137,7 @@ def run_stages(recipe: Recipe, folder: Path, resume: bool, display: Display) -> 
         with ending(home), Stop():  # for signals between two stages; each has its own within it
             for number, stage in enumerate(recipe.stages):
                 display.said(f"stage {number + 1} of {len(recipe.stages)}: {stage.name}")
-                chosen, place = recipe.at_stage(number), folder / "stages" / stage.name
+                chosen, place = stages[number], folder / "stages" / stage.name
                 heirloom = None
                 if results:  # a teacher must copy the backbone as it was handed down
                     heirloom = Heirloom(results[-1].folder, stage.inherit)
@@ -143,6 +146,7 @@ def run_stages(recipe: Recipe, folder: Path, resume: bool, display: Display) -> 
                 source = build_source(chosen)
                 again = from_first(RunFolder(place).holds_run())
                 results.append(pretrain(trio, source, chosen, place, again, display, heirloom))
+                barrier()  # the first process has written the weights that all go on with
                 if results[-1].status != "done":
                     raise Preempted(f"in stage {stage.name}")
             steps = sum(result.summary["steps"] for result in results)

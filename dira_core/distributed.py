@@ -79,7 +79,7 @@ def gather_rows(tensor: Tensor, *, same_loss: bool = False) -> Tensor:
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
     """Add up a tensor over all processes; so is its gradient."""
-    return tensor if world_size() == 1 else cast(Tensor, _Sum.apply(tensor))
+    return tensor if world_size() == 1 else cast(Tensor, _Sum.apply(tensor, "sum_over_processes"))
 
 
 @torch.no_grad()
@@ -147,25 +147,21 @@ class _Gather(torch.autograd.Function):
         n = dist.get_world_size()
         if ctx.same_loss:
             return n * gradients[0].chunk(n)[dist.get_rank()], None
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        in_order("gradient of gather_rows", total)
-        dist.all_reduce(total)
+        total = _Sum.apply(gradients[0], "gradient of gather_rows")
         return total.chunk(n)[dist.get_rank()], None
 
 
 class _Sum(torch.autograd.Function):
-    """All-reduce, whose gradient is the all-reduce of the gradients."""
+    """All-reduce, whose gradient is the all-reduce of the gradients, to any order."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        total = tensor.contiguous().clone()
-        in_order("sum_over_processes", total)
+    def forward(ctx: Any, tensor: Tensor, what: str) -> Tensor:
+        ctx.what = what
+        total = tensor.clone(memory_format=torch.contiguous_format)
+        in_order(what, total)
         dist.all_reduce(total)
         return total
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        total = gradients[0].clone(memory_format=torch.contiguous_format)
-        in_order("gradient of sum_over_processes", total)
-        dist.all_reduce(total)
-        return total
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _Sum.apply(gradients[0], f"gradient of {ctx.what}"), None

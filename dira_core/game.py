@@ -34,8 +34,9 @@ from dira_core.precision import (
     resolve_precision,
     smallest_bf16_side,
 )
+from dira_core.recipe import Recipe
 from dira_core.roles import Backbone, Source
-from dira_core.settings import Settings, Train
+from dira_core.settings import Settings
 from dira_core.trainer import Trainer
 from dira_core.trio import Model, Trio
 from dira_core.view_options import sides_of
@@ -137,13 +138,13 @@ class Game:
             write_weights(folder, trio, self.settings, self.source.reading)
 
 
-def shared_out(train: Train) -> Train:
-    """Return a recipe's `train` for as many processes as there are, with the same global batch.
+def shared_out(recipe: Recipe) -> Recipe:
+    """Return a recipe for as many processes as there are, with the same global batch.
 
     Raises:
         RecipeError: The global batch cannot be split among them.
     """
-    n = world_size()
+    n, train = world_size(), recipe.train
     before = train.processes or n
     batch, left = divmod(train.batch_size * before, n)
     if left:
@@ -152,7 +153,8 @@ def shared_out(train: Train) -> Train:
             f"among {n}: use a number of processes that divides {train.batch_size * before}, or "
             "another --batch-size with train.processes=none"
         )
-    return train.model_copy(update={"processes": n, "batch_size": batch})
+    shared = train.model_copy(update={"processes": n, "batch_size": batch})
+    return recipe.model_copy(update={"train": shared})
 
 
 def sheet(sample: Sample) -> np.ndarray[Any, np.dtype[np.uint8]]:

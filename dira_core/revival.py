@@ -56,12 +56,9 @@ def revived(folder: Path) -> Game:
     if newest is None:
         raise CheckpointError(f"no checkpoint in {part}")
     recipe = resolve([file_layer(part / RECIPE)]).recipe
-    alone = shared_out(
-        recipe.train.model_copy(
-            update={"device": "cpu", "precision": "fp32", "deterministic": False}
-        )
-    )
-    recipe = recipe.model_copy(update={"init": None, "train": alone})
+    here = {"device": "cpu", "precision": "fp32", "deterministic": False}
+    train = recipe.train.model_copy(update=here)
+    recipe = shared_out(recipe.model_copy(update={"init": None, "train": train}))
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     restore(game.trainer, *checkpoints.load(newest))
     return game

@@ -168,7 +168,7 @@ def replay(plan: Plan) -> Replay:
             f"the checkpoint was saved with --nproc {start.state['world_size']}, and --nproc "
             f"{world_size()} rounds sums otherwise: use --nproc {start.state['world_size']}"
         )
-    recipe = plan.recipe.model_copy(update={"init": None, "train": shared_out(plan.recipe.train)})
+    recipe = shared_out(plan.recipe.model_copy(update={"init": None}))
     source = build_source(recipe)
     if start.state["source"] != source.fingerprint():
         raise CheckpointError(

@@ -26,7 +26,7 @@ Work = Callable[[], object]
 def whole_step(recipe: Recipe, strategy: str) -> Work:
     """Train one step, views included, data not."""
     train = recipe.train.model_copy(update={"processes": 1, "strategy": strategy})
-    recipe = recipe.model_copy(update={"train": shared_out(train)})
+    recipe = shared_out(recipe.model_copy(update={"train": train}))
     game = Game(build_trio(recipe), build_source(recipe), recipe)
     crops = game.first_crops()
     return lambda: advance(game.trainer, crops)

@@ -169,11 +169,8 @@ def of_job(folder: Path, asked: list[Layer]) -> Recipe:
 
     stored = resolve([file_layer(folder / RECIPE)]).recipe
     processes = Layer.at(RECIPE, ("train", "processes"), stored.train.processes)
-    before, after = (
-        each.model_copy(update={"train": shared_out(each.train)})
-        for each in (stored, resolve([processes, *asked]).recipe)
-    )
-    if changed := changed_for_good(before, after):
+    after = resolve([processes, *asked]).recipe
+    if changed := changed_for_good(shared_out(stored), shared_out(after)):
         raise RecipeError(
             f"this job began {folder} and goes on with it, {', '.join(changed)} cannot change: "
             "start a new run under another --job"

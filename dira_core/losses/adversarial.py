@@ -105,8 +105,10 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], real: Tensor, fake: Ten
         Scalar in float32, with a graph to the critic's parameters.
     """
     bits = real.float().contiguous().view(torch.int32).flatten(1).sum(1, dtype=torch.int64)
-    share = Draws(bits, seed=0, path="gradient penalty").uniform("share").to(real.dtype)
-    point = torch.lerp(real, fake, share.view(-1, *[1] * (real.dim() - 1))).detach()
+    share = Draws(bits, seed=0, path="gradient penalty").uniform("share")
+    kind = torch.promote_types(real.dtype, fake.dtype)
+    share = share.to(kind).view(-1, *[1] * (real.dim() - 1))
+    point = torch.lerp(real.to(kind), fake.to(kind), share).detach()
     point.requires_grad_()
     score = critic(point).flatten(1).mean(1).sum()
     (slope,) = torch.autograd.grad(score, point, create_graph=True)

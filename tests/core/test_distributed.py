@@ -124,6 +124,30 @@ def test_sums_over_processes_and_their_gradients_are_those_of_one(tmp_path: Path
         torch.testing.assert_close(each["gradient"], own)
 
 
+@pytest.mark.parametrize("exchange", ["gather", "sum"])
+def test_gradients_of_gradients_are_those_of_one(tmp_path: Path, exchange: str) -> None:
+    whole = rows(6, 4).double()
+
+    def slope_and_its_pull(own: Tensor, shared: bool) -> tuple[Tensor, Tensor]:
+        own = own.clone().requires_grad_()
+        if exchange == "gather":
+            others = gather_rows(own) if shared else own
+        else:
+            total = own.sum(0, keepdim=True)
+            others = sum_over_processes(total) if shared else total
+        (slope,) = torch.autograd.grad((own @ others.T).tanh().sum(), own, create_graph=True)
+        (pull,) = torch.autograd.grad(slope.square().sum(), own)
+        return slope.detach(), pull
+
+    def work(rank: int) -> dict[str, Tensor]:
+        return dict(zip("sp", slope_and_its_pull(whole.chunk(WORLD)[rank], True), strict=True))
+
+    expected = dict(zip("sp", slope_and_its_pull(whole, False), strict=True))
+    found = together(tmp_path, work)
+    for key, value in expected.items():
+        torch.testing.assert_close(torch.cat([each[key] for each in found]), value)
+
+
 def test_tensors_of_any_shape_are_averaged_in_place(tmp_path: Path) -> None:
     def work(rank: int) -> dict[str, Tensor]:
         a, b, c = (rank + 1) * rows(2, 3), rank * rows(5), rows()

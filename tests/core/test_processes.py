@@ -14,9 +14,9 @@ from dira_core.errors import RecipeError
 from dira_core.game import Game, shared_out
 from dira_core.layering import Layer
 from dira_core.parallel import entire
+from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.resume import capture, restore
-from dira_core.settings import Train
 from dira_core.testing import TinyBackbone, TinySource
 from dira_core.trainer import Trainer
 from dira_core.worlds import run_in_processes
@@ -173,6 +173,11 @@ def test_where_nothing_overflows_fp16_steps_and_keeps_its_scale() -> None:
     assert not torch.equal(found[name], found[f"before {name}"])
 
 
+def recipe_with(**train: Any) -> Recipe:
+    chosen = {"data": "phantom", "backbone": "resnet18", "discriminator": "simsiam"}
+    return Recipe.model_validate({**chosen, "train": train})
+
+
 @pytest.mark.parametrize(
     ("world", "meant", "batch", "expected"),
     [(1, None, 8, 8), (4, None, 8, 8), (2, 1, 8, 4), (1, 4, 8, 32), (3, 2, 6, 4), (2, 2, 5, 5)],
@@ -181,16 +186,16 @@ def test_the_global_batch_is_kept_on_another_number_of_processes(
     monkeypatch: pytest.MonkeyPatch, world: int, meant: int | None, batch: int, expected: int
 ) -> None:
     monkeypatch.setattr("dira_core.game.world_size", lambda: world)
-    shared = shared_out(Train(batch_size=batch, processes=meant))
-    assert (shared.batch_size, shared.processes) == (expected, world)
-    assert shared.batch_size * world == batch * (meant or world)
+    shared = shared_out(recipe_with(batch_size=batch, processes=meant))
+    assert (shared.train.batch_size, shared.train.processes) == (expected, world)
+    assert shared.train.batch_size * world == batch * (meant or world)
     assert shared_out(shared) == shared
 
 
 def test_a_global_batch_that_cannot_be_split_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dira_core.game.world_size", lambda: 3)
     with pytest.raises(RecipeError, match="8 images on each of 2 processes .* among 3"):
-        shared_out(Train(batch_size=8, processes=2))
+        shared_out(recipe_with(batch_size=8, processes=2))
 
 
 @pytest.mark.slow

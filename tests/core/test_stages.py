@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from crew import ended
 from parts import forked
 from safetensors.torch import load_file
 
@@ -18,7 +19,7 @@ from dira_core import gather, resolve
 from dira_core.api import run
 from dira_core.checkpoint import Checkpoints
 from dira_core.errors import RecipeError
-from dira_core.layering import Layer
+from dira_core.layering import Layer, file_layer
 from dira_core.recipe import Recipe, to_toml
 from dira_core.settings import Weights
 from dira_core.watching import Silent
@@ -141,6 +142,25 @@ def test_a_run_killed_in_its_second_stage_ends_as_if_it_had_not_been(tmp_path: P
     for name in names:
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert run(recipe_of(), tmp_path / "killed", resume=True).status == "done"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_stages_keep_their_global_batches_on_any_number_of_processes(
+    tmp_path: Path, processes: int
+) -> None:
+    meant = {"epochs": 1, "batch_size": 4, "precision": "fp32", "processes": 2}
+    halved = {"name": "b", "changes": {"train": {"batch_size": 2}}}
+    recipe = recipe_of(train=meant, stages=[{"name": "a"}, halved])
+    left = ended(tmp_path / "crew", lambda rank: run(recipe, tmp_path / "run"), processes)
+    assert [each.code for each in left] == [0] * processes, left
+    steps = {
+        name: json.loads((tmp_path / f"run/stages/{name}/summary.json").read_text())["steps"]
+        for name in ("a", "b")
+    }
+    assert steps == {"a": 12 // 8, "b": 12 // 4}
+    stored = resolve([file_layer(tmp_path / "run/recipe.toml")]).recipe
+    assert (stored.train, stored.stages) == (recipe.train, recipe.stages)
 
 
 @pytest.mark.slow

@@ -79,6 +79,28 @@ def test_values_gradients_and_statistics_are_those_of_the_joined_batch(
         torch.testing.assert_close(both, value, msg=name)
 
 
+def test_a_gradient_penalty_through_it_is_that_of_the_joined_batch(tmp_path: Path) -> None:
+    whole = rows(8, 5).double()
+
+    def pulls(x: Tensor, shared: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1)).double()
+        if shared:
+            synchronise(net, CPU)
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(net(x).sum(), x, create_graph=True)
+        penalty = (slope.norm(dim=1) - 1).square().mean()
+        names, weights = zip(*net.named_parameters(), strict=True)
+        found = torch.autograd.grad(penalty, weights, allow_unused=True)
+        return {n: pull for n, pull in zip(names, found, strict=True) if pull is not None}
+
+    expected = pulls(whole, False)
+    found = together(tmp_path, lambda rank: pulls(whole.chunk(WORLD)[rank], True))
+    assert {"0.weight", "1.weight", "3.weight"} <= expected.keys()
+    for name, pull in expected.items():
+        torch.testing.assert_close(sum(each[name] for each in found) / WORLD, pull, msg=name)
+
+
 def test_half_precision_comes_back_as_it_came_and_is_measured_in_float32(tmp_path: Path) -> None:
     whole = rows(64, 3, 8, 8).bfloat16()
 
