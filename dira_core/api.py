@@ -120,8 +120,8 @@ def start(recipe: Recipe, folder: Path) -> Trio:
 def run_stages(recipe: Recipe, folder: Path, resume: bool, display: Display) -> Result:
     """Run the stages of a recipe one after the other, each in a run folder within `folder/stages`.
 
-    What the last one leaves (weights, pictures, summary) is copied to `folder`. Its recipe keeps the
-    batch sizes of all stages as they were meant, and for how many processes that was.
+    What the last one leaves (weights, pictures, summary) is copied to `folder`. The recipe there
+    has batch sizes as they were given, and says for how many processes.
     """
     stages = [shared_out(recipe.at_stage(number)) for number in range(len(recipe.stages))]
     meant = {"processes": recipe.train.processes or world_size()}

@@ -157,7 +157,7 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
     model = Model(trio, settings.views.discriminator_sees)
     place(model, device, channels_last=train.channels_last and not isinstance(strategy, Sharded))
     adapt([trio.backbone, *([trio.restorer] if trio.restorer else [])], settings)
-    check_norms(model, train)
+    check_norms(model, trio.backbone, settings)
     if train.sync_norm:
         synchronise(model, device)
     shared = wrapped(model.train(), strategy)
@@ -178,12 +178,20 @@ def build_players(trio: Trio, settings: Settings, precision: Precision) -> list[
     ]
 
 
-def check_norms(model: nn.Module, train: Train) -> None:
-    """Raise a RecipeError where a batch norm of vectors would see one row alone."""
-    if rows_of_norms(model, train) == 1:
+def check_norms(model: nn.Module, backbone: Backbone, settings: Settings) -> None:
+    """Raise a RecipeError where a batch norm would see one number a channel."""
+    if rows_of_norms(model, settings.train) == 1:
         raise RecipeError(
             "a batch norm of embeddings needs at least 2 images a process, got 1: choose a larger "
             "--batch-size, or --set train.sync_norm=true with several processes"
+        )
+    side = max(sides_of(settings.views.size, backbone.dims))
+    one_cell = settings.train.batch_size == 1 and side <= max(backbone.strides)
+    if one_cell and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in backbone.modules()):
+        raise RecipeError(
+            f"a batch norm of one image whose deepest map is a single cell ({side} px by stride "
+            f"{max(backbone.strides)}) has nothing to average: choose a larger --batch-size or "
+            "--size"
         )
 
 

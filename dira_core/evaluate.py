@@ -62,8 +62,9 @@ def examine(model: Model, batch: Batch, precision: Precision) -> Sample:
     with evaluating(model), precision.autocast():
         attempt: Attempt = model(batch)
     found = restoration(batch, attempt.restored)
-    if attempt.objective is not None and attempt.objective.embedding is not None:
-        stats = embedding_stats(attempt.objective.embedding)
+    embedding = None if attempt.objective is None else attempt.objective.embedding
+    if embedding is not None and len(embedding) > 1:
+        stats = embedding_stats(embedding)
         found |= {f"embedding/{name}": value for name, value in stats.items()}
     known = {name: float(value) for name, value in found.items() if value.isfinite()}
     return Sample(batch, attempt, known)

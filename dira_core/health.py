@@ -15,12 +15,15 @@ PATIENCE = 3
 """Measurements in a row that must look ill before an alarm is raised."""
 
 
-def gradient_report(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+def gradient_report(
+    terms: Mapping[str, Tensor], parameters: Sequence[Tensor], scale: float = 1.0
+) -> dict[str, Tensor]:
     """Measure how hard each weighted objective pulls at the backbone, and whether they agree.
 
     Args:
         terms: Differentiable scalars, by name; their graphs are kept.
         parameters: Of the backbone.
+        scale: By which terms are multiplied on the way, so that fp16 does not lose small gradients.
 
     Returns:
         "gradients/NAME": Euclidean norm of the gradient of each term; "gradients/cos_A_B": cosine
@@ -30,11 +33,11 @@ def gradient_report(terms: Mapping[str, Tensor], parameters: Sequence[Tensor]) -
     for name, term in terms.items():
         if not term.requires_grad:
             continue
-        found = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
+        found = torch.autograd.grad(term * scale, parameters, retain_graph=True, allow_unused=True)
         filled = [
             torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)
         ]
-        flat[name] = torch.cat([g.float().flatten() for g in filled])
+        flat[name] = torch.cat([g.float().flatten() for g in filled]) / scale
     report = {f"gradients/{name}": g.norm() for name, g in flat.items()}
     for a, b in combinations(flat, 2):
         norms = (report[f"gradients/{a}"] * report[f"gradients/{b}"]).clamp_min(1e-30)
@@ -48,15 +51,18 @@ def restoration_report(restored: Tensor, target: Tensor, distorted: Tensor) -> d
     Returns:
         "restoration/error": mean squared error to the target; "restoration/input_error": that of
         returning the distorted input; "restoration/spread": standard deviation of restored images
-        around their mean image, over that of the targets (1 is healthy, 0: all are the mean image).
+        around their mean image, over that of the targets (1 is healthy, 0: all are the mean image);
+        of one image there is none.
     """
     restored, target, distorted = restored.float(), target.float(), distorted.float()
-    spread = [(x - x.mean(0)).square().mean().sqrt() for x in (restored, target)]
-    return {
+    report = {
         "restoration/error": (restored - target).square().mean(),
         "restoration/input_error": (distorted - target).square().mean(),
-        "restoration/spread": spread[0] / spread[1].clamp_min(1e-12),
     }
+    if len(target) > 1:
+        spread = [(x - x.mean(0)).square().mean().sqrt() for x in (restored, target)]
+        report["restoration/spread"] = spread[0] / spread[1].clamp_min(1e-12)
+    return report
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,7 @@ class Ill:
     """A sign of illness: the metric, when it is ill, what that means and what to try.
 
     Attributes:
-        below: The metric is ill below this.
+        below: The metric is ill below this; unless it is negative, as losses of a WGAN are.
         times_first: And above so many times its first measurement.
     """
 
@@ -78,7 +84,7 @@ class Ill:
 
     def ails(self, value: float, first: float) -> str | None:
         """Return what is ill about a value, or None."""
-        if value < self.below:
+        if 0 <= value < self.below:
             return f"{self.metric} is {value:.3g}, below {self.below:g}"
         if first > 0 and value > self.times_first * first:
             return (

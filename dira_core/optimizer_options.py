@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, PositiveFloat, PositiveInt, Tag
 
 from dira_core.components import Options
 
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[PositiveFloat, Tag("rate")]
 RateTable = Annotated[dict[PositiveInt, PositiveFloat], Field(min_length=2), Tag("table")]
 
@@ -30,8 +31,8 @@ class Optimizer(Options):
     lr_batch: int | None = Field(
         256, gt=0, description="lr is scaled by global batch / lr_batch; none never scales"
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and lars")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="of adam and adamw")
+    momentum: Momentum = Field(0.9, description="of sgd and lars")
+    betas: tuple[Momentum, Momentum] = Field((0.9, 0.999), description="of adam and adamw")
     trust: float = Field(1e-3, gt=0, description="of lars: size of an update over its weight's")
     weight_decay: float = Field(
         1e-4, ge=0, description="on every parameter, as the public code does; see decay_1d"

@@ -19,7 +19,7 @@ from torch.distributed import (  # type: ignore[attr-defined] # they are public 
 from torch.distributed.rendezvous import rendezvous
 
 from dira_core.distributed import launched, rank, together, world_size
-from dira_core.errors import DiraError, PeerError, error_of
+from dira_core.errors import DiraError, PeerError, ResourceError, error_of
 
 ROLL_CALL_S = 3
 """Seconds the others have to answer when one of them seems lost."""
@@ -102,12 +102,18 @@ def lost_contact(error: Exception) -> bool:
 def _meet(timeout_s: float) -> None:
     cuda = torch.cuda.is_available()
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        own, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if own >= gpus:
+            raise ResourceError(
+                f"process {own + 1} of this machine finds {gpus} GPUs, and each takes one: use "
+                f"--nproc {gpus}, or hide them with CUDA_VISIBLE_DEVICES= to compute on the CPU"
+            )
+        torch.cuda.set_device(own)
     backend, wait = "cpu:gloo,cuda:nccl" if cuda else "gloo", timedelta(seconds=timeout_s)
     try:
         store, number, processes = next(rendezvous("env://", timeout=wait))
-        own = fresh(store, number, processes, timeout_s)
-        dist.init_process_group(backend, store=own, rank=number, world_size=processes, timeout=wait)
+        new = fresh(store, number, processes, timeout_s)
+        dist.init_process_group(backend, store=new, rank=number, world_size=processes, timeout=wait)
     except RuntimeError as error:
         place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise PeerError(

@@ -108,7 +108,7 @@ class Precision:
     def gradient(self, loss: Tensor, of: Tensor) -> Tensor:
         """Return d loss / d of, unscaled, keeping the graph of `loss` and touching no `.grad`."""
         (gradient,) = torch.autograd.grad(self._scaler.scale(loss), of, retain_graph=True)
-        return gradient / self._scaler.get_scale() if self._scaler.is_enabled() else gradient
+        return gradient / self.scale if self.scales else gradient
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divide the scale out of the gradients of an optimizer's parameters."""
@@ -119,6 +119,11 @@ class Precision:
         for optimizer in optimizers:
             self._scaler.step(optimizer)
         self._scaler.update()
+
+    @property
+    def scale(self) -> float:
+        """By what losses are multiplied before their backward pass; 1 unless fp16."""
+        return float(self._scaler.get_scale())
 
     @property
     def scales(self) -> bool:

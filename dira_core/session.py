@@ -103,7 +103,8 @@ class Session:
         self._saver.poll()
         if metrics:
             self._log(progress, metrics, self.pace.since_last(trainer))
-            self._check_health(progress, metrics)
+            if (progress.step - 1) % self._settings.health.every == 0:
+                self._check_health(progress, metrics)
         if progress.step % trainer.steps_per_epoch == 0:
             observe(self._hook.dira_epoch_ended, progress=progress)
         stopping = self._heard(trainer)

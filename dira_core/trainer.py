@@ -193,7 +193,7 @@ class Trainer:
                 losses = player.losses(turn)
             found |= losses.metrics
             if examine:
-                found |= examined(player, losses)
+                found |= examined(player, losses, self.precision.scale)
             share = losses.total if pieces == 1 else losses.total / pieces
             self.precision.backward(share, player.inputs)
         return found | (restoration(turn.batch, turn.restored) if examine else {})
@@ -257,13 +257,13 @@ def accumulating(players: Iterable[Player]) -> Iterator[None]:
         yield
 
 
-def examined(player: Player, losses: Losses) -> dict[str, Tensor]:
+def examined(player: Player, losses: Losses, scale: float) -> dict[str, Tensor]:
     """Measure what pulls at a player: gradients (of this process), spread of embeddings."""
     report: dict[str, Tensor] = {}
     if player.shared:
-        report |= gradient_report(losses.terms, player.shared)
-    if losses.embedding is not None:
-        stats = embedding_stats(gather_rows(losses.embedding))
+        report |= gradient_report(losses.terms, player.shared, scale)
+    if losses.embedding is not None and len(everyone := gather_rows(losses.embedding)) > 1:
+        stats = embedding_stats(everyone)
         report |= {f"embedding/{name}": value for name, value in stats.items()}
     return report
 

@@ -13,12 +13,21 @@ from distributions import offered
 from parts import small_settings, small_trio
 
 from dira_core import Options
-from dira_core.build import axes, build_source, build_trackers, build_trio, place, seeded
+from dira_core.build import (
+    axes,
+    build_players,
+    build_source,
+    build_trackers,
+    build_trio,
+    place,
+    seeded,
+)
 from dira_core.components import Choice
 from dira_core.data.images import read_image
 from dira_core.errors import PluginError, RecipeError
 from dira_core.game import Game
 from dira_core.plugins import make
+from dira_core.precision import Precision
 from dira_core.recipe import Recipe
 from dira_core.testing import TinySource, choice
 from dira_core.trio import Trio
@@ -113,6 +122,19 @@ def weights(module: torch.nn.Module | None) -> dict[str, torch.Tensor]:
 def same(a: torch.nn.Module | None, b: torch.nn.Module | None) -> bool:
     x, y = weights(a), weights(b)
     return x.keys() == y.keys() and all(torch.equal(x[key], y[key]) for key in x)
+
+
+@pytest.mark.parametrize(("size", "batch"), [(32, 1), (32, 2), (48, 1)])
+def test_a_batch_norm_with_one_number_a_channel_is_refused(size: int, batch: int) -> None:
+    train = {"batch_size": batch, "precision": "fp32"}
+    chosen = recipe(discriminator="none", adversary="none", views={"size": size}, train=train)
+    precision = Precision("fp32", torch.device("cpu"))
+    if (size, batch) == (32, 1):
+        with pytest.raises(RecipeError, match="a single cell .32 px by stride 32."):
+            build_players(build_trio(chosen), chosen, precision)
+        return
+    net = build_players(build_trio(chosen), chosen, precision)[0].module
+    assert net.backbone(torch.rand(batch, 1, size, size))[-1].isfinite().all()
 
 
 @pytest.mark.parametrize("without", ["discriminator", "adversary"])

@@ -34,6 +34,25 @@ def test_measuring_gradients_leaves_the_backward_pass_and_grads_alone() -> None:
     assert torch.equal(w.grad, torch.full((2,), 2.0))
 
 
+def test_small_gradients_come_through_half_precision_if_scaled() -> None:
+    w = torch.rand(8, requires_grad=True)
+    term = w.half().float().sum() * 1e-9
+    assert gradient_report({"a": term}, [w])["gradients/a"] == 0
+    found = gradient_report({"a": term}, [w], scale=2.0**16)["gradients/a"]
+    assert found == pytest.approx(1e-9 * 8**0.5, rel=1e-3)
+
+
+def test_the_spread_of_one_image_is_not_measured() -> None:
+    assert "restoration/spread" not in restoration_report(*torch.rand(3, 1, 1, 6, 6))
+
+
+def test_a_critic_whose_loss_may_be_negative_has_not_won_by_that() -> None:
+    health = Health()
+    wasserstein, won = ([{"losses/critic": value}] * PATIENCE for value in (-5.0, 1e-5))
+    assert not any(health.check(step, 9, m) for step, m in enumerate(wasserstein, 1))
+    assert any(health.check(step, 9, m) for step, m in enumerate(won, 1))
+
+
 def test_restoration_errors_are_mean_squares_and_the_mean_image_has_no_spread() -> None:
     target, distorted = torch.rand(8, 1, 6, 6), torch.rand(8, 1, 6, 6)
     mean = target.mean(0).expand_as(target)

@@ -175,6 +175,7 @@ def test_a_rate_or_table_that_makes_no_sense_is_told_in_one_line(rate: object, s
         ("scale_1d", 0),
         ("schedule", "epoch"),
         ("floor", 1.5),
+        ("betas", [1.0, 0.9]),
     ],
 )
 def test_options_out_of_range_are_refused(key: str, value: object) -> None:
