@@ -104,6 +104,13 @@ def test_a_profile_shows_some_steps_and_changes_no_bit(dira: Dira) -> None:
     assert outcome(Path("runs/run")) == outcome(Path("runs/plain"))
 
 
+def test_a_recipe_with_all_its_values_can_be_profiled(dira: Dira) -> None:
+    assert dira("run", *SMALL, "--name", "a")[0] == 0
+    code, _, err = dira("run", "--recipe", "runs/a/recipe.toml", "--name", "b", "--profile")
+    assert code == 0
+    assert "profile" in err
+
+
 def test_a_run_too_short_to_be_profiled_says_so(dira: Dira) -> None:
     _, _, err = dira("run", *SMALL, "--epochs", "1", "--batch-size", "8", "--profile")
     assert "nothing is profiled" in err

@@ -24,7 +24,7 @@ from dira_core.distributed import (
     sum_over_processes,
     world_size,
 )
-from dira_core.errors import DiraError, PeerError
+from dira_core.errors import DiraError, PeerError, ResourceError
 from dira_core.peers import joined, peers_named
 
 
@@ -220,6 +220,18 @@ def test_a_process_that_nobody_launched_joins_no_other(monkeypatch: pytest.Monke
     for name in LAUNCHED:
         monkeypatch.setenv(name, "0")
     assert launched()
+
+
+def test_more_processes_than_gpus_are_told_how_many_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in LAUNCHED:
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    said = "process 3 of this machine finds 2 GPUs.*--nproc 2.*CUDA_VISIBLE_DEVICES="
+    with pytest.raises(ResourceError, match=said), joined(1):
+        pass
 
 
 @pytest.mark.parametrize("missing", sorted({*LAUNCHED} - {"WORLD_SIZE"}))
