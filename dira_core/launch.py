@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from dira_core.errors import DiraError, PeerError, error_of
-from dira_core.signals import WATCHED, die_with_parent
+from dira_core.signals import EXIT_PREEMPTED, WATCHED, die_with_parent
 
 NOTES = "DIRA_NOTES"
 """Environment variable: the folder in which a worker notes how it ended, for the launcher."""
@@ -177,8 +177,8 @@ def conclude(notes: Sequence[Note], asked: int, died: str) -> None:
             f"{died}{memory} and was not started again (--restarts): "
             "see what it said, then continue with --resume"
         )
-    if asked:
-        sys.exit(128 + asked)
+    if asked:  # before any of them had begun
+        sys.exit(128 + asked if asked == signal.SIGINT else EXIT_PREEMPTED)
 
 
 @contextmanager

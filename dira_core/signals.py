@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -30,6 +32,24 @@ def die_with_parent(parent: int | None) -> None:
 
 HEARD = b"\nthis step ends and is saved; press Ctrl-C again to leave at once\n"
 """What the first SIGINT is answered."""
+
+
+@contextmanager
+def unbegun() -> Iterator[None]:
+    """Leave with EXIT_PREEMPTED where a signal asks to: there is nothing yet to be saved.
+
+    Ctrl-C interrupts, as ever. What begins within the context may watch for signals itself.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        sys.exit(EXIT_PREEMPTED)
+
+    before = {each: signal.signal(each, leave) for each in WATCHED if each != signal.SIGINT}
+    try:
+        yield
+    finally:
+        for watched, handler in before.items():
+            signal.signal(watched, signal.SIG_DFL if handler is None else handler)
 
 
 class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error

@@ -12,14 +12,14 @@ import typer
 
 from dira_core.cli.config import recipe_flags
 from dira_core.continuing import changed_for_good
-from dira_core.errors import DiraError, RecipeError
+from dira_core.errors import RecipeError
 from dira_core.launch import Launch, attended, launch
 from dira_core.layering import Layer, default_preset, file_layer
 from dira_core.pace import in_words
 from dira_core.recipe import Recipe
 from dira_core.resolving import resolve
 from dira_core.runfolder import RECIPE, discard_unbegun, new_run_folder, run_of_job
-from dira_core.signals import EXIT_PREEMPTED
+from dira_core.signals import EXIT_PREEMPTED, unbegun
 
 if TYPE_CHECKING:
     from dira_core.api import Result
@@ -99,13 +99,15 @@ def run(
     from dira_core.distributed import launched
     from dira_core.peers import joined
 
-    if launched():
-        with attended(), joined(recipe.train.timeout_s):
+    with unbegun():
+        if launched():
+            with attended(), joined(recipe.train.timeout_s):
+                train(recipe, resume, out, name, asked)
+        elif machines > 1 or rendezvous or job or nproc not in (None, 1):
+            how = Launch(nproc or 1, machines, rendezvous, wait, restarts, job or "")
+            launch(sys.argv[1:], how)
+        else:
             train(recipe, resume, out, name, asked)
-    elif machines > 1 or rendezvous or job or nproc not in (None, 1):
-        launch(sys.argv[1:], Launch(nproc or 1, machines, rendezvous, wait, restarts, job or ""))
-    else:
-        train(recipe, resume, out, name, asked)
 
 
 def train(
@@ -127,7 +129,7 @@ def train(
             terminal.said(f"{title(recipe)} in {folder}")
         try:
             result = pretrain(recipe, folder, resume=resuming, display=terminal)
-        except DiraError:
+        except BaseException:
             if place is not None and again is None:
                 discard_unbegun(place)
             raise

@@ -17,6 +17,8 @@ import pytest
 from kit import SMALL, command, kit
 from parts import outcome
 
+from dira_core.launch import conclude
+
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 
 KILLS = int(os.environ.get("DIRA_TEST_KILLS", "2"))
@@ -149,6 +151,30 @@ def test_a_job_that_is_asked_to_leave_and_queued_again_goes_on_to_the_same_bits(
     assert code == 0, said
     assert [path.name for path in tmp_path.iterdir()] == ["r"]
     assert outcome(tmp_path / "r") == pair
+
+
+@pytest.mark.parametrize("name", ["SIGUSR1", "SIGTERM"])
+def test_a_job_that_is_asked_to_leave_before_it_began_may_be_queued_again(
+    tmp_path: Path, parts: Path, name: str
+) -> None:
+    launcher = command(parts, *PAIR, "--out", str(tmp_path), "--job", "4711")
+    while len(workers(launcher)) < 2:  # they are about to import torch
+        time.sleep(0.005)
+    time.sleep(0.5)
+    launcher.send_signal(signal.Signals[name])
+    code, said = ended(launcher)
+    assert code == 75, said
+    assert LOG_LINE.search(said) is None, said
+    assert not [*tmp_path.glob("*/metrics.jsonl")]
+
+
+@pytest.mark.parametrize(("asked", "code"), [("SIGUSR1", 75), ("SIGTERM", 75), ("SIGINT", 130)])
+def test_a_launcher_whose_processes_left_no_word_says_whether_to_start_again(
+    asked: str, code: int
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        conclude([], signal.Signals[asked], "")
+    assert left.value.code == code
 
 
 def test_a_killed_launcher_leaves_no_orphan_and_no_lock(
