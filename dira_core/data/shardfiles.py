@@ -50,6 +50,13 @@ class Shard(NamedTuple):
         return self.url.rpartition("/")[0] or "."
 
 
+def names_of(shards: Sequence[Shard]) -> list[str]:
+    """Return where shards are in the last folder that holds all of them: no two are alike."""
+    alike = os.path.commonprefix([shard.url for shard in shards])  # noqa: RUF071  # cut below
+    start = alike.rfind("/") + 1
+    return [shard.url[start:] for shard in shards]
+
+
 def find(pattern: str) -> list[Shard]:
     """Return the shards of a folder, a file or a pattern, sorted by where they are.
 

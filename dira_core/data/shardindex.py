@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dira_core.data.shardfiles import Shard, ShardFiles
+from dira_core.data.shardfiles import Shard, ShardFiles, names_of
 from dira_core.digests import of_texts
 from dira_core.errors import DataError
 from dira_core.escaping import printable
@@ -73,7 +73,7 @@ class ShardIndex:
     """The samples of some shards.
 
     Attributes:
-        shards: Name, size, and where the last member ends, of each.
+        shards: Name as of `names_of`, size, and where the last member ends, of each.
         ending: Of the images that were looked for; None is any.
         samples: (N,) of `SAMPLE`, in the order of the shards.
         keys: What each sample is called, N.
@@ -117,7 +117,8 @@ class ShardIndex:
     def of(self, shards: Sequence[Shard], ending: str | None) -> ShardIndex | None:
         """Return the part about some shards, or None if one of them is not in here, or another."""
         numbers = {(name, size): n for n, (name, size, _) in enumerate(self.shards)}
-        wanted = [numbers.get((shard.name, shard.size), -1) for shard in shards]
+        named = zip(names_of(shards), shards, strict=True)
+        wanted = [numbers.get((name, shard.size), -1) for name, shard in named]
         if ending != self.ending or -1 in wanted:
             return None
         rows = [np.flatnonzero(self.samples["shard"] == number) for number in wanted]
@@ -149,7 +150,8 @@ Scan = tuple[np.ndarray, list[str], int]
 def index_of(shards: Sequence[Shard], files: ShardFiles, ending: str | None) -> ShardIndex:
     """Return the index of shards by a look at each of them; raises what `scan` does."""
     scans = [scan(files.open(n), shard, n, ending) for n, shard in enumerate(shards)]
-    known = [(s.name, s.size, end) for s, (_, _, end) in zip(shards, scans, strict=True)]
+    named = zip(names_of(shards), shards, scans, strict=True)
+    known = [(name, shard.size, end) for name, shard, (_, _, end) in named]
     samples = np.concatenate([samples for samples, _, _ in scans])
     return ShardIndex(known, ending, samples, [key for _, keys, _ in scans for key in keys])
 

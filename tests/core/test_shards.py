@@ -372,6 +372,32 @@ def test_an_index_of_all_serves_a_part_of_the_shards(tmp_path: Path) -> None:
     assert part.blocks.sizes.tolist() == [5, 3]
 
 
+def test_shards_of_one_name_and_size_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    for site, kind in (("a", "cat"), ("b", "dog")):
+        for own in ("own", "foreign"):
+            members: dict[str, bytes] = {}
+            for i in range(4):
+                known = {"label": kind, "patient": f"{site}{i}"}
+                members |= {f"{i}.png": encoded(i + 9 * (site == "b"))}
+                members |= {f"{i}.json": json.dumps(known).encode()}
+            tar(tmp_path / own / site / "x.tar", members)
+        opened(tmp_path / "own" / site / "x.tar")
+        (kept,) = (tmp_path / "own" / site).glob("*.index")
+        kept.rename(kept.with_name("shards.index"))
+    sizes = {path.stat().st_size for path in tmp_path.rglob("*.tar")}
+    assert len(sizes) == 1
+    fingerprints, ids = set(), [f"{site}{i}" for site in "ab" for i in range(4)]
+    for own in ("own", "foreign", "own", "foreign"):
+        source = opened(tmp_path / own / "{a,b}" / "*.tar", label="label")
+        assert source.patients is not None
+        assert source.labels is not None
+        assert source.patients.tolist() == of_texts(ids).tolist()
+        assert source.labels.tolist() == [0] * 4 + [1] * 4
+        assert len({source.name(i) for i in range(8)}) == 8
+        fingerprints.add(source.fingerprint())
+    assert len(fingerprints) == 1
+
+
 def test_shards_travel_to_workers(tmp_path: Path) -> None:
     written(TinySource(9), tmp_path / "s")
     source = opened(tmp_path / "s")
