@@ -64,7 +64,8 @@ def find(pattern: str) -> list[Shard]:
         pattern: A path or an fsspec URL; `*`, `?`, `{a,b}` and `{000..012}` stand for others.
 
     Raises:
-        DataError: There are none, or they cannot be reached.
+        DataError: There are none.
+        StorageError: They cannot be reached.
         RecipeError: The URL needs a package that is not installed.
     """
     found: set[Shard] = set()

@@ -20,7 +20,7 @@ from dira_core.data.building import refuse_unfinished
 from dira_core.data.readers import read_bytes
 from dira_core.data.shardfiles import Shard, ShardFiles, find, reaching
 from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, known_of
-from dira_core.errors import DataError, DiraError, RecipeError
+from dira_core.errors import DataError, DiraError, RecipeError, StorageError
 from dira_core.files import write_atomic
 from dira_core.roles import Blocks, Source
 from dira_core.source_options import ShardsOptions
@@ -184,7 +184,7 @@ def _known(place: str) -> ShardIndex | None:
         with reaching(place), fsspec.open(place, "rb") as file:
             data = file.read()
         return ShardIndex.from_bytes(data)
-    except (DataError, ValueError):
+    except (DataError, StorageError, ValueError):
         return None
 
 

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from typer.testing import CliRunner
 
 from dira_core.cli import command_line
 from dira_core.data import shardfiles
+from dira_core.data.audit import audit
+from dira_core.data.caching import build
 from dira_core.data.folder import FolderSource
 from dira_core.data.images import Images
 from dira_core.data.loader import Loader
@@ -519,7 +521,7 @@ def test_what_cannot_be_reached_or_came_damaged_says_so(tmp_path: Path, remote: 
 
 def test_a_shard_on_a_machine_that_does_not_answer_is_not_called_missing() -> None:
     pytest.importorskip("aiohttp")
-    with pytest.raises(DataError, match=r"'http://127\.0\.0\.1:9/x\.tar' cannot be reached"):
+    with pytest.raises(StorageError, match=r"'http://127\.0\.0\.1:9/x\.tar' cannot be reached"):
         opened("http://127.0.0.1:9/x.tar")
 
 
@@ -549,6 +551,35 @@ def test_a_machine_that_does_not_answer_for_a_while_makes_no_image_unreadable(
     with pytest.raises(StorageError, match=r"cannot be reached .*--resume"):
         images.readable(0)
     assert images.why_not(0) is None
+    with pytest.raises(StorageError):
+        there.digest(0)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda source, folder: written(source, folder, workers=0),
+        lambda source, folder: build(source, folder, {}),
+        lambda source, folder: audit(source),
+    ],
+    ids=["shard", "cache", "inspect"],
+)
+def test_an_image_that_cannot_be_reached_is_never_called_unreadable_for_good(
+    tmp_path: Path, use: Callable[[Source, Path], object]
+) -> None:
+    class Silent(TinySource):
+        answers = False
+
+        def read(self, index: int) -> Image:
+            if index == 1 and not self.answers:
+                raise StorageError("'s3://x' cannot be reached")
+            return super().read(index)
+
+    source = Silent(6)
+    with pytest.raises(StorageError):
+        use(source, tmp_path / "out")
+    source.answers = True
+    use(source, tmp_path / "out")
 
 
 def test_a_full_disk_for_copies_is_not_called_unreachable(tmp_path: Path, remote: str) -> None:
