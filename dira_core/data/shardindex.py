@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from dira_core.data.shardfiles import Shard, ShardFiles, names_of
 from dira_core.digests import of_texts
-from dira_core.errors import DataError
+from dira_core.errors import DataError, RecipeError
 from dira_core.escaping import printable
 from dira_core.source_options import IMAGE_SUFFIXES
 
@@ -163,7 +163,7 @@ def scan(raw: BinaryIO, shard: Shard, number: int, ending: str | None) -> Scan:
         raw: The shard, open; closed at the end.
         shard: What it is called, for messages.
         number: Of the shard.
-        ending: Of the image in a sample; by default the first member that may be one.
+        ending: Of the image in a sample; by default the member that may be one.
 
     Returns:
         Its samples; those without an image are left out.
@@ -171,6 +171,7 @@ def scan(raw: BinaryIO, shard: Shard, number: int, ending: str | None) -> Scan:
     Raises:
         DataError: It is no plain tar, cut short, or holds what no data set needs: links, devices,
             names that lead elsewhere, two members of one name.
+        RecipeError: A sample has several images, and no ending is given.
     """
     name = printable(shard.name)
     try:
@@ -281,11 +282,18 @@ def _sample(run: Sequence[Member], number: int, ending: str | None) -> tuple[str
 
     Raises:
         DataError: Two of its members have one name, or it is too large.
+        RecipeError: Several may be its image.
     """
     endings = [member.ending for member in run]
     if len(set(endings)) < len(endings):
         raise DataError(f"has members called {printable(run[0].key)!r} twice")
     images = [m for m in run if m.ending == ending or (ending is None and _may_be_image(m))]
+    if len(images) > 1:
+        one, other = (printable(f"{member.key}.{member.ending}") for member in images[:2])
+        raise RecipeError(
+            f"{one!r} and {other!r} in a shard are images of one sample, whose name ends at the "
+            "first dot: set data.image to the ending of one, or write them without other dots"
+        )
     chosen = {"image": images[0] if images else None}
     chosen |= {kind: next((m for m in run if m.ending == kind), None) for kind in ("json", "cls")}
     used = [member for member in chosen.values() if member is not None]

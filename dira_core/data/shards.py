@@ -31,6 +31,9 @@ logger = logging.getLogger("dira")
 INDEX = "shards.index"
 """The file beside shards, or among the copies of remote ones, that says where samples are."""
 
+LOOK = 2
+"""Counts how shards are looked through: what another look found is not used."""
+
 
 class ShardSource(Source):
     """The images of tar shards, in their order.
@@ -40,7 +43,7 @@ class ShardSource(Source):
 
     Raises:
         DataError: There are none, they cannot be read, or some are still to be written.
-        RecipeError: A label is asked for that no sample has.
+        RecipeError: A label is asked for that no sample has, or a sample has several images.
     """
 
     def __init__(self, options: ShardsOptions) -> None:
@@ -157,7 +160,7 @@ def indexed(
         ending: Of the images; None is any.
     """
     home = shards[0].home
-    names = json.dumps([ending, *shards]).encode()
+    names = json.dumps([LOOK, ending, *shards]).encode()
     own = f"shards-{hashlib.sha256(names).hexdigest()[:16]}.index"
     for place in (f"{home}/{INDEX}", f"{home}/{own}", str(folder / own)):
         found = _known(place)

@@ -329,17 +329,31 @@ def test_the_image_of_a_sample_can_be_chosen_and_others_are_left_out(tmp_path: P
             "d/4.PNG": encoded(4),
         },
     )
-    first = opened(path)
-    assert [first.name(i) for i in range(len(first))] == ["a.tar/1", "a.tar/d/3", "a.tar/d/4"]
-    assert np.array_equal(first.read(0).pixels[0], pixels_of(encoded(1)))
-    chosen = opened(path, image="image.png")
-    assert len(chosen) == 1
-    assert np.array_equal(chosen.read(0).pixels[0], pixels_of(encoded(2)))
-    assert first.fingerprint() != chosen.fingerprint()
+    one, other = (opened(path, image=f"{name}.png") for name in ("mask", "image"))
+    assert len(one) == len(other) == 1
+    assert np.array_equal(one.read(0).pixels[0], pixels_of(encoded(1)))
+    assert np.array_equal(other.read(0).pixels[0], pixels_of(encoded(2)))
+    assert one.fingerprint() != other.fingerprint()
+    for ending, name in (("jpg", "a.tar/d/3"), ("png", "a.tar/d/4")):
+        assert opened(path, image=ending).name(0) == name
     with pytest.raises(DataError, match=r"no image in 1 shards: see data\.image"):
         opened(path, image="dcm")
     with pytest.raises(RecipeError, match="no sample of the shards has a label 'finding'"):
-        opened(path, label="finding")
+        opened(path, image="jpg", label="finding")
+
+
+@pytest.mark.parametrize("name", ["1.2.840.113619.{}.png", "case.{:03}.png", "1.{}.jpg"])
+def test_images_that_dots_make_one_sample_are_not_lost_in_silence(
+    tmp_path: Path, name: str
+) -> None:
+    members = {name.format(i): encoded(i) for i in range(3)}
+    path = tar(tmp_path / "a.tar", members)
+    with pytest.raises(RecipeError, match=r"'.*0\..*' and '.*1\..*' .* set data\.image"):
+        opened(path)
+    ending = name.format(1).partition(".")[2]
+    chosen = opened(path, image=ending)
+    assert len(chosen) == 1
+    assert np.array_equal(chosen.read(0).pixels[0], pixels_of(encoded(1)))
 
 
 def test_an_index_is_kept_and_used_and_a_replaced_shard_is_noticed(tmp_path: Path) -> None:
