@@ -110,7 +110,8 @@ class ShardSource(Source):
             if label == "cls":
                 value = data[sample.cls : sample.cls + sample.cls_size].decode(errors="replace")
             else:
-                value = str(_json(sample, data).get(label, ""))
+                found = _json(sample, data).get(label)
+                value = "" if found is None else str(found)
             texts.append(value.strip())
         classes = sorted(set(texts) - {""}, key=_by_number)
         if not classes:

@@ -666,6 +666,16 @@ def test_the_command_writes_shards_and_says_what_was_left_out(tmp_path: Path) ->
     assert all(np.array_equal(source.read(i).pixels, folder.read(i).pixels) for i in range(5))
 
 
+def test_null_is_no_label(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for i, label in enumerate(["b", None, 0, False]):
+        members |= {f"{i}.png": encoded(i), f"{i}.json": json.dumps({"label": label}).encode()}
+    source = opened(tar(tmp_path / "a.tar", members), label="label")
+    assert source.labels is not None
+    assert source.labels.tolist() == [2, -1, 0, 1]
+    assert source.classes == ["0", "False", "b"]
+
+
 def test_numbers_are_ordered_as_numbers_and_texts_as_texts(tmp_path: Path) -> None:
     labels = itertools.cycle(["10", "9", "x", ""])
     members: dict[str, bytes] = {}
