@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from dira_core.data.manifest import SYNONYMS
 from dira_core.data.shardfiles import Shard, ShardFiles, names_of
 from dira_core.digests import of_texts
 from dira_core.errors import DataError, RecipeError
@@ -217,7 +218,8 @@ def _patient(known: Mapping[str, Any]) -> int:
     number = own.get("patient") if isinstance(own, dict) else None
     if isinstance(number, int) and -1 <= number < 2**63:
         return number
-    found = known.get("patient")
+    cased = {key.casefold(): value for key, value in known.items()}
+    found = next((cased[name] for name in SYNONYMS["patient"] if name in cased), None)
     known_as = str(found).strip() if type(found) in (str, int) else ""
     return int(of_texts([known_as])[0])
 

@@ -29,7 +29,7 @@ from dira_core.data.caching import build
 from dira_core.data.folder import FolderSource
 from dira_core.data.images import Images
 from dira_core.data.loader import Loader
-from dira_core.data.manifest import ManifestSource
+from dira_core.data.manifest import SYNONYMS, ManifestSource
 from dira_core.data.phantom import PhantomSource
 from dira_core.data.shardfiles import Shard, ShardFiles, expanded, fetch, find, make_room
 from dira_core.data.sharding import Written, write_shards
@@ -146,6 +146,14 @@ def test_ids_of_patients_beside_images_are_numbered_as_those_of_a_list(tmp_path:
     assert found is not None
     assert found.tolist() == of_texts(["P1", "17", "", "P1", "", ""]).tolist()
     assert opened(tar(tmp_path / "b.tar", {"0.png": encoded(0)})).patients is None
+
+
+@pytest.mark.parametrize("key", [*SYNONYMS["patient"], "PatientID", "Patient"])
+def test_a_patient_may_be_called_as_in_a_list(tmp_path: Path, key: str) -> None:
+    known = json.dumps({"name": "x", key: "P1"}).encode()
+    found = opened(tar(tmp_path / "a.tar", {"0.png": encoded(0), "0.json": known})).patients
+    assert found is not None
+    assert found.tolist() == of_texts(["P1"]).tolist()
 
 
 def test_an_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
