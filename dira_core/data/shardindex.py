@@ -178,7 +178,7 @@ def scan(raw: BinaryIO, shard: Shard, number: int, ending: str | None) -> Scan:
     try:
         with raw, tarfile.open(fileobj=raw, mode="r:") as tar:
             found = [_sample(run, number, ending) for run in _runs(tar)]
-            samples = [(key, sample) for key, sample in found if sample.image_size]
+            samples = [(key, sample) for key, sample in found if sample.image]
             table, end = [_marked(raw, sample) for _, sample in samples], tar.offset
             raw.seek(end)
             if raw.read(HEADER) != bytes(HEADER):
@@ -280,7 +280,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[Member]:
 
 
 def _sample(run: Sequence[Member], number: int, ending: str | None) -> tuple[str, Sample]:
-    """Return the key of a sample and where it is; without an image, `image_size` is 0.
+    """Return the key of a sample and where it is; without an image, `image` is 0.
 
     Raises:
         DataError: Two of its members have one name, or it is too large.

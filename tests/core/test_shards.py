@@ -364,6 +364,17 @@ def test_images_that_dots_make_one_sample_are_not_lost_in_silence(
     assert np.array_equal(chosen.read(0).pixels[0], pixels_of(encoded(1)))
 
 
+def test_an_empty_image_counts_as_unreadable_and_is_named(tmp_path: Path) -> None:
+    members = {"0.png": encoded(0), "1.json": b"{}", "1.png": b"", "2.png": encoded(2)}
+    members |= {"3.json": b"{}", "4.jpg": b""}
+    path = tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # by a look, then by the index
+        source = opened(path)
+        names = [source.name(i) for i in range(len(source))]
+        assert names == [f"a.tar/{i}" for i in (0, 1, 2, 4)]
+        assert audit(source).unreadable == [(f"a.tar/{i}", "empty file") for i in (1, 4)]
+
+
 def test_an_index_is_kept_and_used_and_a_replaced_shard_is_noticed(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {f"{i}.png": encoded(i) for i in range(3)})
     before = opened(path)
