@@ -76,8 +76,13 @@ class ShardSource(Source):
         sample, data = self._sample(index)
         if crc_of(data[sample.image - HEADER : sample.image]) != sample.crc:
             raise DataError(f"its shard is not the one that was indexed: remove {INDEX}")
-        image = read_bytes(data[sample.image : sample.image + sample.image_size], self._window)
-        return with_own(image, _json(sample, data), self._window == "auto")
+        shown, spacing = own_of(_json(sample, data))
+        content = data[sample.image : sample.image + sample.image_size]
+        if shown is None or self._window != "auto":
+            image = read_bytes(content, self._window)
+        else:  # a window that was given, for pixels without the file's own look-up table
+            image = replace(read_bytes(content, "full"), window=shown)
+        return replace(image, spacing=spacing or image.spacing)
 
     def name(self, index: int) -> str:
         """Return the shard of an image, and its key there."""
@@ -131,15 +136,13 @@ def _json(sample: Sample, data: bytes) -> dict[str, Any]:
     return known_of(data[sample.json : sample.json + sample.json_size])
 
 
-def with_own(image: Image, known: Mapping[str, Any], windowed: bool) -> Image:
-    """Return an image with the window and spacing that `dira data shard` wrote beside it."""
+def own_of(known: Mapping[str, Any]) -> tuple[tuple[float, float] | None, tuple[float, ...]]:
+    """Return the window and the spacing that `dira data shard` wrote beside an image, if any."""
     own = known.get("dira")
     if not isinstance(own, dict):
-        return image
+        return None, ()
     window, spacing = (_numbers(own.get(key)) for key in ("window", "spacing"))
-    if windowed and len(window) == 2:
-        image = replace(image, window=(window[0], window[1]))
-    return replace(image, spacing=spacing or image.spacing)
+    return (window[0], window[1]) if len(window) == 2 else None, spacing
 
 
 def _numbers(values: object) -> tuple[float, ...]:

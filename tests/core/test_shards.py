@@ -21,6 +21,7 @@ import torch
 from PIL import Image as Pillow
 from safetensors.numpy import load, save
 from typer.testing import CliRunner
+from volumes import write_series
 
 from dira_core.cli import command_line
 from dira_core.data import shardfiles
@@ -31,6 +32,7 @@ from dira_core.data.images import Images
 from dira_core.data.loader import Loader
 from dira_core.data.manifest import SYNONYMS, ManifestSource
 from dira_core.data.phantom import PhantomSource
+from dira_core.data.readers import read
 from dira_core.data.shardfiles import Shard, ShardFiles, expanded, fetch, find, make_room
 from dira_core.data.sharding import Written, write_shards
 from dira_core.data.shards import ShardSource
@@ -201,6 +203,28 @@ def test_images_without_files_become_png_and_keep_window_and_spacing(tmp_path: P
     assert opened(tmp_path / "s", window="full").read(1).window == (0.0, 65535.0)
     assert source.labels is not None
     assert source.labels.tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("window", ["auto", "full", "percentile", (20.0, 90.0)])
+def test_files_are_read_from_shards_by_the_window_they_were_given(
+    tmp_path: Path, window: Any
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(encoded(0))
+    pixels = np.random.default_rng(5).integers(0, 4096, (24, 20)).astype(np.uint16)
+    Pillow.fromarray(pixels).save(folder / "1.tif")
+    curve = {"WindowCenter": 700, "WindowWidth": 900, "VOILUTFunction": "SIGMOID"}
+    kind = {"PhotometricInterpretation": "MONOCHROME1"}
+    write_series(folder / "dicom", pixels[..., None], **curve, **kind)
+    files = FolderSource(FolderOptions(path=folder, window=window))
+    written(files, tmp_path / "s")
+    source, full = opened(tmp_path / "s"), opened(tmp_path / "s", window="full")
+    for i in range(3):
+        before, after = files.read(i), source.read(i)
+        assert np.array_equal(after.pixels, before.pixels)
+        assert after.window == before.window
+        assert full.read(i).window == read(files.path(i), "full").window
 
 
 def test_volumes_and_deep_colour_have_no_place_in_shards(tmp_path: Path) -> None:
