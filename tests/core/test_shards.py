@@ -324,6 +324,15 @@ def test_shards_are_found_by_folder_pattern_and_name(
             opened(pattern)
 
 
+@pytest.mark.parametrize("name", ["out{v2}", "a{b,c}", "{0..2}", "what?", "[x]*"])
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    assert written(TinySource(6), folder).images == len(opened(folder)) == 6
+    one = tar(tmp_path / f"{name}.tar", {"0.png": encoded(0)})
+    tar(tmp_path / "whatx.tar", {"0.png": encoded(0)})
+    assert [Path(shard.url) for shard in find(str(one))] == [one]
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
