@@ -4,7 +4,7 @@
     ├── RecipeError             2   a key, value or component that does not exist or does not fit
     ├── RunFolderError          2   the run folder is in use, or holds something else
     ├── DataError               3   nothing readable, or too much of it unreadable
-    │   └── StorageError        3   where the data are does not answer
+    ├── StorageError            3   where the data are does not answer
     ├── CheckpointError         3   no checkpoint can be trusted
     ├── PluginError             4   a plugin is broken, or raised
     ├── DivergedError           5   the loss is not finite, or a health policy said stop
@@ -42,8 +42,10 @@ class DataError(DiraError):
     exit_code = 3
 
 
-class StorageError(DataError):
+class StorageError(DiraError):
     """Where the data are does not answer: nothing is said of the data themselves."""
+
+    exit_code = 3
 
 
 class CheckpointError(DiraError):

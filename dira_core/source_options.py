@@ -82,7 +82,7 @@ class ShardsOptions(ReadOptions):
         "local, or any fsspec URL such as s3://bucket/train-*.tar"
     )
     image: str | None = Field(
-        None, description="ending of the image in a sample; none takes the first that may be one"
+        None, description="ending of the image in a sample; none takes the only one there may be"
     )
     label: str | None = Field(
         None, description="cls, or a key of the json in a sample: for probes, never in pretraining"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dira_core.contracts import demand, image_flaw
 from dira_core.data.crops import reduce_channels
-from dira_core.errors import DataError, DiraError, PluginError, StorageError
+from dira_core.errors import DataError, DiraError, PluginError
 from dira_core.loading import said
 from dira_core.types import Image
 
@@ -44,8 +44,8 @@ class Images:
         """Return the first readable image from `index` on, after the last the first, and its index.
 
         Raises:
-            DataError: More images in a row are unreadable than may be in the whole source; or the
-                storage does not answer, which is no fault of an image.
+            DataError: More images in a row are unreadable than may be in the whole source.
+            StorageError: The storage does not answer, which is no fault of an image.
             PluginError: The source raised something else, or returned no image.
         """
         n = len(self._source)
@@ -53,8 +53,6 @@ class Images:
             at = (index + tried) % n
             try:
                 return at, self._image(at)
-            except StorageError:
-                raise
             except DataError as error:
                 self._bad[at] = str(error)
                 if tried + 1 > self._allowed * n:

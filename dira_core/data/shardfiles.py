@@ -50,18 +50,27 @@ class Shard(NamedTuple):
         return self.url.rpartition("/")[0] or "."
 
 
+def names_of(shards: Sequence[Shard]) -> list[str]:
+    """Return where shards are in the last folder that holds all of them: no two are alike."""
+    alike = os.path.commonprefix([shard.url for shard in shards])  # noqa: RUF071  # cut below
+    start = alike.rfind("/") + 1
+    return [shard.url[start:] for shard in shards]
+
+
 def find(pattern: str) -> list[Shard]:
     """Return the shards of a folder, a file or a pattern, sorted by where they are.
 
     Args:
-        pattern: A path or an fsspec URL; `*`, `?`, `{a,b}` and `{000..012}` stand for others.
+        pattern: A path or an fsspec URL; `*`, `?`, `{a,b}` and `{000..012}` stand for others, but
+            in a path that exists.
 
     Raises:
-        DataError: There are none, or they cannot be reached.
+        DataError: There are none.
+        StorageError: They cannot be reached.
         RecipeError: The URL needs a package that is not installed.
     """
     found: set[Shard] = set()
-    for one in expanded(pattern):
+    for one in [pattern] if os.path.exists(pattern) else expanded(pattern):
         found.update(_remote(one) if "://" in one else _local(one))
     if not found:
         raise DataError(f"no .tar file at {printable(pattern)!r}: give a folder of shards, or one")
@@ -92,7 +101,7 @@ def _local(pattern: str) -> Iterator[Shard]:
     path = Path(pattern)
     if path.is_dir():
         paths = sorted(path.glob("*.tar"))
-    elif re.search(r"[*?]", pattern):
+    elif re.search(r"[*?]", pattern) and not path.exists():
         paths = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
     else:
         paths = [path]

@@ -16,9 +16,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from dira_core.data.shardfiles import Shard, ShardFiles
+from dira_core.data.manifest import SYNONYMS
+from dira_core.data.shardfiles import Shard, ShardFiles, names_of
 from dira_core.digests import of_texts
-from dira_core.errors import DataError
+from dira_core.errors import DataError, RecipeError
 from dira_core.escaping import printable
 from dira_core.source_options import IMAGE_SUFFIXES
 
@@ -73,7 +74,7 @@ class ShardIndex:
     """The samples of some shards.
 
     Attributes:
-        shards: Name, size, and where the last member ends, of each.
+        shards: Name as of `names_of`, size, and where the last member ends, of each.
         ending: Of the images that were looked for; None is any.
         samples: (N,) of `SAMPLE`, in the order of the shards.
         keys: What each sample is called, N.
@@ -117,7 +118,8 @@ class ShardIndex:
     def of(self, shards: Sequence[Shard], ending: str | None) -> ShardIndex | None:
         """Return the part about some shards, or None if one of them is not in here, or another."""
         numbers = {(name, size): n for n, (name, size, _) in enumerate(self.shards)}
-        wanted = [numbers.get((shard.name, shard.size), -1) for shard in shards]
+        named = zip(names_of(shards), shards, strict=True)
+        wanted = [numbers.get((name, shard.size), -1) for name, shard in named]
         if ending != self.ending or -1 in wanted:
             return None
         rows = [np.flatnonzero(self.samples["shard"] == number) for number in wanted]
@@ -149,7 +151,8 @@ Scan = tuple[np.ndarray, list[str], int]
 def index_of(shards: Sequence[Shard], files: ShardFiles, ending: str | None) -> ShardIndex:
     """Return the index of shards by a look at each of them; raises what `scan` does."""
     scans = [scan(files.open(n), shard, n, ending) for n, shard in enumerate(shards)]
-    known = [(s.name, s.size, end) for s, (_, _, end) in zip(shards, scans, strict=True)]
+    named = zip(names_of(shards), shards, scans, strict=True)
+    known = [(name, shard.size, end) for name, shard, (_, _, end) in named]
     samples = np.concatenate([samples for samples, _, _ in scans])
     return ShardIndex(known, ending, samples, [key for _, keys, _ in scans for key in keys])
 
@@ -161,7 +164,7 @@ def scan(raw: BinaryIO, shard: Shard, number: int, ending: str | None) -> Scan:
         raw: The shard, open; closed at the end.
         shard: What it is called, for messages.
         number: Of the shard.
-        ending: Of the image in a sample; by default the first member that may be one.
+        ending: Of the image in a sample; by default the member that may be one.
 
     Returns:
         Its samples; those without an image are left out.
@@ -169,12 +172,13 @@ def scan(raw: BinaryIO, shard: Shard, number: int, ending: str | None) -> Scan:
     Raises:
         DataError: It is no plain tar, cut short, or holds what no data set needs: links, devices,
             names that lead elsewhere, two members of one name.
+        RecipeError: A sample has several images, and no ending is given.
     """
     name = printable(shard.name)
     try:
         with raw, tarfile.open(fileobj=raw, mode="r:") as tar:
             found = [_sample(run, number, ending) for run in _runs(tar)]
-            samples = [(key, sample) for key, sample in found if sample.image_size]
+            samples = [(key, sample) for key, sample in found if sample.image]
             table, end = [_marked(raw, sample) for _, sample in samples], tar.offset
             raw.seek(end)
             if raw.read(HEADER) != bytes(HEADER):
@@ -214,7 +218,8 @@ def _patient(known: Mapping[str, Any]) -> int:
     number = own.get("patient") if isinstance(own, dict) else None
     if isinstance(number, int) and -1 <= number < 2**63:
         return number
-    found = known.get("patient")
+    cased = {key.casefold(): value for key, value in known.items()}
+    found = next((cased[name] for name in SYNONYMS["patient"] if name in cased), None)
     known_as = str(found).strip() if type(found) in (str, int) else ""
     return int(of_texts([known_as])[0])
 
@@ -275,15 +280,22 @@ def _members(tar: tarfile.TarFile) -> Iterator[Member]:
 
 
 def _sample(run: Sequence[Member], number: int, ending: str | None) -> tuple[str, Sample]:
-    """Return the key of a sample and where it is; without an image, `image_size` is 0.
+    """Return the key of a sample and where it is; without an image, `image` is 0.
 
     Raises:
         DataError: Two of its members have one name, or it is too large.
+        RecipeError: Several may be its image.
     """
     endings = [member.ending for member in run]
     if len(set(endings)) < len(endings):
         raise DataError(f"has members called {printable(run[0].key)!r} twice")
     images = [m for m in run if m.ending == ending or (ending is None and _may_be_image(m))]
+    if len(images) > 1:
+        one, other = (printable(f"{member.key}.{member.ending}") for member in images[:2])
+        raise RecipeError(
+            f"{one!r} and {other!r} in a shard are images of one sample, whose name ends at the "
+            "first dot: set data.image to the ending of one, or write them without other dots"
+        )
     chosen = {"image": images[0] if images else None}
     chosen |= {kind: next((m for m in run if m.ending == kind), None) for kind in ("json", "cls")}
     used = [member for member in chosen.values() if member is not None]

@@ -169,6 +169,7 @@ def sample(source: Source, position: int) -> dict[str, bytes]:
         own["patient"] = int(source.patients[position])
     if isinstance(source, FileSource):
         ending, data = _file(source.path(position))
+        own |= {"window": list(image.window)} if source.options.window != "auto" else {}
     else:
         ending, data = "png", png(image)
         own["window"] = list(stored(image, grey=False).window)

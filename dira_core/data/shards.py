@@ -20,7 +20,7 @@ from dira_core.data.building import refuse_unfinished
 from dira_core.data.readers import read_bytes
 from dira_core.data.shardfiles import Shard, ShardFiles, find, reaching
 from dira_core.data.shardindex import HEADER, Sample, ShardIndex, crc_of, index_of, known_of
-from dira_core.errors import DataError, DiraError, RecipeError
+from dira_core.errors import DataError, DiraError, RecipeError, StorageError
 from dira_core.files import write_atomic
 from dira_core.roles import Blocks, Source
 from dira_core.source_options import ShardsOptions
@@ -31,6 +31,9 @@ logger = logging.getLogger("dira")
 INDEX = "shards.index"
 """The file beside shards, or among the copies of remote ones, that says where samples are."""
 
+LOOK = 2
+"""Counts how shards are looked through: what another look found is not used."""
+
 
 class ShardSource(Source):
     """The images of tar shards, in their order.
@@ -40,7 +43,7 @@ class ShardSource(Source):
 
     Raises:
         DataError: There are none, they cannot be read, or some are still to be written.
-        RecipeError: A label is asked for that no sample has.
+        RecipeError: A label is asked for that no sample has, or a sample has several images.
     """
 
     def __init__(self, options: ShardsOptions) -> None:
@@ -73,8 +76,13 @@ class ShardSource(Source):
         sample, data = self._sample(index)
         if crc_of(data[sample.image - HEADER : sample.image]) != sample.crc:
             raise DataError(f"its shard is not the one that was indexed: remove {INDEX}")
-        image = read_bytes(data[sample.image : sample.image + sample.image_size], self._window)
-        return with_own(image, _json(sample, data), self._window == "auto")
+        shown, spacing = own_of(_json(sample, data))
+        content = data[sample.image : sample.image + sample.image_size]
+        if shown is None or self._window != "auto":
+            image = read_bytes(content, self._window)
+        else:  # a window that was given, for pixels without the file's own look-up table
+            image = replace(read_bytes(content, "full"), window=shown)
+        return replace(image, spacing=spacing or image.spacing)
 
     def name(self, index: int) -> str:
         """Return the shard of an image, and its key there."""
@@ -107,7 +115,8 @@ class ShardSource(Source):
             if label == "cls":
                 value = data[sample.cls : sample.cls + sample.cls_size].decode(errors="replace")
             else:
-                value = str(_json(sample, data).get(label, ""))
+                found = _json(sample, data).get(label)
+                value = "" if found is None else str(found)
             texts.append(value.strip())
         classes = sorted(set(texts) - {""}, key=_by_number)
         if not classes:
@@ -127,15 +136,13 @@ def _json(sample: Sample, data: bytes) -> dict[str, Any]:
     return known_of(data[sample.json : sample.json + sample.json_size])
 
 
-def with_own(image: Image, known: Mapping[str, Any], windowed: bool) -> Image:
-    """Return an image with the window and spacing that `dira data shard` wrote beside it."""
+def own_of(known: Mapping[str, Any]) -> tuple[tuple[float, float] | None, tuple[float, ...]]:
+    """Return the window and the spacing that `dira data shard` wrote beside an image, if any."""
     own = known.get("dira")
     if not isinstance(own, dict):
-        return image
+        return None, ()
     window, spacing = (_numbers(own.get(key)) for key in ("window", "spacing"))
-    if windowed and len(window) == 2:
-        image = replace(image, window=(window[0], window[1]))
-    return replace(image, spacing=spacing or image.spacing)
+    return (window[0], window[1]) if len(window) == 2 else None, spacing
 
 
 def _numbers(values: object) -> tuple[float, ...]:
@@ -157,7 +164,7 @@ def indexed(
         ending: Of the images; None is any.
     """
     home = shards[0].home
-    names = json.dumps([ending, *shards]).encode()
+    names = json.dumps([LOOK, ending, *shards]).encode()
     own = f"shards-{hashlib.sha256(names).hexdigest()[:16]}.index"
     for place in (f"{home}/{INDEX}", f"{home}/{own}", str(folder / own)):
         found = _known(place)
@@ -184,7 +191,7 @@ def _known(place: str) -> ShardIndex | None:
         with reaching(place), fsspec.open(place, "rb") as file:
             data = file.read()
         return ShardIndex.from_bytes(data)
-    except (DataError, ValueError):
+    except (DataError, StorageError, ValueError):
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dira_core.errors import DataError, RecipeError, RunFolderError
+from dira_core.errors import DataError, RecipeError, RunFolderError, StorageError
 from dira_core.escaping import first_few, printable
 from dira_core.study.jobs import JOBS, Job
 from dira_core.targets import Labelled, build_target
@@ -36,7 +36,7 @@ def check_targets(jobs: Sequence[Job], study: Path) -> None:
     for name, several in of_target.items():
         try:
             target = opened(several)
-        except (DataError, RecipeError) as error:
+        except (DataError, RecipeError, StorageError) as error:
             raise type(error)(f"targets.{name}: {error}") from error
         changed = [job.name for job in several if job.done(study) and not same(job, study, target)]
         if changed:

@@ -9,7 +9,7 @@ import itertools
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,18 @@ import torch
 from PIL import Image as Pillow
 from safetensors.numpy import load, save
 from typer.testing import CliRunner
+from volumes import write_series
 
 from dira_core.cli import command_line
 from dira_core.data import shardfiles
+from dira_core.data.audit import audit
+from dira_core.data.caching import build
 from dira_core.data.folder import FolderSource
 from dira_core.data.images import Images
 from dira_core.data.loader import Loader
-from dira_core.data.manifest import ManifestSource
+from dira_core.data.manifest import SYNONYMS, ManifestSource
 from dira_core.data.phantom import PhantomSource
+from dira_core.data.readers import read
 from dira_core.data.shardfiles import Shard, ShardFiles, expanded, fetch, find, make_room
 from dira_core.data.sharding import Written, write_shards
 from dira_core.data.shards import ShardSource
@@ -146,6 +150,14 @@ def test_ids_of_patients_beside_images_are_numbered_as_those_of_a_list(tmp_path:
     assert opened(tar(tmp_path / "b.tar", {"0.png": encoded(0)})).patients is None
 
 
+@pytest.mark.parametrize("key", [*SYNONYMS["patient"], "PatientID", "Patient"])
+def test_a_patient_may_be_called_as_in_a_list(tmp_path: Path, key: str) -> None:
+    known = json.dumps({"name": "x", key: "P1"}).encode()
+    found = opened(tar(tmp_path / "a.tar", {"0.png": encoded(0), "0.json": known})).patients
+    assert found is not None
+    assert found.tolist() == of_texts(["P1"]).tolist()
+
+
 def test_an_index_of_another_version_is_made_anew(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", {f"{i}.png": encoded(i) for i in range(11)})
     assert len(opened(path)) == 11
@@ -191,6 +203,28 @@ def test_images_without_files_become_png_and_keep_window_and_spacing(tmp_path: P
     assert opened(tmp_path / "s", window="full").read(1).window == (0.0, 65535.0)
     assert source.labels is not None
     assert source.labels.tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("window", ["auto", "full", "percentile", (20.0, 90.0)])
+def test_files_are_read_from_shards_by_the_window_they_were_given(
+    tmp_path: Path, window: Any
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "0.png").write_bytes(encoded(0))
+    pixels = np.random.default_rng(5).integers(0, 4096, (24, 20)).astype(np.uint16)
+    Pillow.fromarray(pixels).save(folder / "1.tif")
+    curve = {"WindowCenter": 700, "WindowWidth": 900, "VOILUTFunction": "SIGMOID"}
+    kind = {"PhotometricInterpretation": "MONOCHROME1"}
+    write_series(folder / "dicom", pixels[..., None], **curve, **kind)
+    files = FolderSource(FolderOptions(path=folder, window=window))
+    written(files, tmp_path / "s")
+    source, full = opened(tmp_path / "s"), opened(tmp_path / "s", window="full")
+    for i in range(3):
+        before, after = files.read(i), source.read(i)
+        assert np.array_equal(after.pixels, before.pixels)
+        assert after.window == before.window
+        assert full.read(i).window == read(files.path(i), "full").window
 
 
 def test_volumes_and_deep_colour_have_no_place_in_shards(tmp_path: Path) -> None:
@@ -290,6 +324,15 @@ def test_shards_are_found_by_folder_pattern_and_name(
             opened(pattern)
 
 
+@pytest.mark.parametrize("name", ["out{v2}", "a{b,c}", "{0..2}", "what?", "[x]*"])
+def test_a_path_that_exists_is_no_pattern(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    assert written(TinySource(6), folder).images == len(opened(folder)) == 6
+    one = tar(tmp_path / f"{name}.tar", {"0.png": encoded(0)})
+    tar(tmp_path / "whatx.tar", {"0.png": encoded(0)})
+    assert [Path(shard.url) for shard in find(str(one))] == [one]
+
+
 @pytest.mark.parametrize(
     ("make", "name"),
     [
@@ -327,17 +370,42 @@ def test_the_image_of_a_sample_can_be_chosen_and_others_are_left_out(tmp_path: P
             "d/4.PNG": encoded(4),
         },
     )
-    first = opened(path)
-    assert [first.name(i) for i in range(len(first))] == ["a.tar/1", "a.tar/d/3", "a.tar/d/4"]
-    assert np.array_equal(first.read(0).pixels[0], pixels_of(encoded(1)))
-    chosen = opened(path, image="image.png")
-    assert len(chosen) == 1
-    assert np.array_equal(chosen.read(0).pixels[0], pixels_of(encoded(2)))
-    assert first.fingerprint() != chosen.fingerprint()
+    one, other = (opened(path, image=f"{name}.png") for name in ("mask", "image"))
+    assert len(one) == len(other) == 1
+    assert np.array_equal(one.read(0).pixels[0], pixels_of(encoded(1)))
+    assert np.array_equal(other.read(0).pixels[0], pixels_of(encoded(2)))
+    assert one.fingerprint() != other.fingerprint()
+    for ending, name in (("jpg", "a.tar/d/3"), ("png", "a.tar/d/4")):
+        assert opened(path, image=ending).name(0) == name
     with pytest.raises(DataError, match=r"no image in 1 shards: see data\.image"):
         opened(path, image="dcm")
     with pytest.raises(RecipeError, match="no sample of the shards has a label 'finding'"):
-        opened(path, label="finding")
+        opened(path, image="jpg", label="finding")
+
+
+@pytest.mark.parametrize("name", ["1.2.840.113619.{}.png", "case.{:03}.png", "1.{}.jpg"])
+def test_images_that_dots_make_one_sample_are_not_lost_in_silence(
+    tmp_path: Path, name: str
+) -> None:
+    members = {name.format(i): encoded(i) for i in range(3)}
+    path = tar(tmp_path / "a.tar", members)
+    with pytest.raises(RecipeError, match=r"'.*0\..*' and '.*1\..*' .* set data\.image"):
+        opened(path)
+    ending = name.format(1).partition(".")[2]
+    chosen = opened(path, image=ending)
+    assert len(chosen) == 1
+    assert np.array_equal(chosen.read(0).pixels[0], pixels_of(encoded(1)))
+
+
+def test_an_empty_image_counts_as_unreadable_and_is_named(tmp_path: Path) -> None:
+    members = {"0.png": encoded(0), "1.json": b"{}", "1.png": b"", "2.png": encoded(2)}
+    members |= {"3.json": b"{}", "4.jpg": b""}
+    path = tar(tmp_path / "a.tar", members)
+    for _ in range(2):  # by a look, then by the index
+        source = opened(path)
+        names = [source.name(i) for i in range(len(source))]
+        assert names == [f"a.tar/{i}" for i in (0, 1, 2, 4)]
+        assert audit(source).unreadable == [(f"a.tar/{i}", "empty file") for i in (1, 4)]
 
 
 def test_an_index_is_kept_and_used_and_a_replaced_shard_is_noticed(tmp_path: Path) -> None:
@@ -370,6 +438,32 @@ def test_an_index_of_all_serves_a_part_of_the_shards(tmp_path: Path) -> None:
     assert np.array_equal(part.read(5).pixels, whole.read(20).pixels)
     assert part.blocks is not None
     assert part.blocks.sizes.tolist() == [5, 3]
+
+
+def test_shards_of_one_name_and_size_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    for site, kind in (("a", "cat"), ("b", "dog")):
+        for own in ("own", "foreign"):
+            members: dict[str, bytes] = {}
+            for i in range(4):
+                known = {"label": kind, "patient": f"{site}{i}"}
+                members |= {f"{i}.png": encoded(i + 9 * (site == "b"))}
+                members |= {f"{i}.json": json.dumps(known).encode()}
+            tar(tmp_path / own / site / "x.tar", members)
+        opened(tmp_path / "own" / site / "x.tar")
+        (kept,) = (tmp_path / "own" / site).glob("*.index")
+        kept.rename(kept.with_name("shards.index"))
+    sizes = {path.stat().st_size for path in tmp_path.rglob("*.tar")}
+    assert len(sizes) == 1
+    fingerprints, ids = set(), [f"{site}{i}" for site in "ab" for i in range(4)]
+    for own in ("own", "foreign", "own", "foreign"):
+        source = opened(tmp_path / own / "{a,b}" / "*.tar", label="label")
+        assert source.patients is not None
+        assert source.labels is not None
+        assert source.patients.tolist() == of_texts(ids).tolist()
+        assert source.labels.tolist() == [0] * 4 + [1] * 4
+        assert len({source.name(i) for i in range(8)}) == 8
+        fingerprints.add(source.fingerprint())
+    assert len(fingerprints) == 1
 
 
 def test_shards_travel_to_workers(tmp_path: Path) -> None:
@@ -493,7 +587,7 @@ def test_what_cannot_be_reached_or_came_damaged_says_so(tmp_path: Path, remote: 
 
 def test_a_shard_on_a_machine_that_does_not_answer_is_not_called_missing() -> None:
     pytest.importorskip("aiohttp")
-    with pytest.raises(DataError, match=r"'http://127\.0\.0\.1:9/x\.tar' cannot be reached"):
+    with pytest.raises(StorageError, match=r"'http://127\.0\.0\.1:9/x\.tar' cannot be reached"):
         opened("http://127.0.0.1:9/x.tar")
 
 
@@ -523,6 +617,35 @@ def test_a_machine_that_does_not_answer_for_a_while_makes_no_image_unreadable(
     with pytest.raises(StorageError, match=r"cannot be reached .*--resume"):
         images.readable(0)
     assert images.why_not(0) is None
+    with pytest.raises(StorageError):
+        there.digest(0)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda source, folder: written(source, folder, workers=0),
+        lambda source, folder: build(source, folder, {}),
+        lambda source, folder: audit(source),
+    ],
+    ids=["shard", "cache", "inspect"],
+)
+def test_an_image_that_cannot_be_reached_is_never_called_unreadable_for_good(
+    tmp_path: Path, use: Callable[[Source, Path], object]
+) -> None:
+    class Silent(TinySource):
+        answers = False
+
+        def read(self, index: int) -> Image:
+            if index == 1 and not self.answers:
+                raise StorageError("'s3://x' cannot be reached")
+            return super().read(index)
+
+    source = Silent(6)
+    with pytest.raises(StorageError):
+        use(source, tmp_path / "out")
+    source.answers = True
+    use(source, tmp_path / "out")
 
 
 def test_a_full_disk_for_copies_is_not_called_unreachable(tmp_path: Path, remote: str) -> None:
@@ -593,6 +716,16 @@ def test_the_command_writes_shards_and_says_what_was_left_out(tmp_path: Path) ->
     assert lines[-1].endswith(f"dira run --data {tmp_path / 's'}")
     source, folder = opened(tmp_path / "s"), FolderSource(FolderOptions(path=tmp_path / "images"))
     assert all(np.array_equal(source.read(i).pixels, folder.read(i).pixels) for i in range(5))
+
+
+def test_null_is_no_label(tmp_path: Path) -> None:
+    members: dict[str, bytes] = {}
+    for i, label in enumerate(["b", None, 0, False]):
+        members |= {f"{i}.png": encoded(i), f"{i}.json": json.dumps({"label": label}).encode()}
+    source = opened(tar(tmp_path / "a.tar", members), label="label")
+    assert source.labels is not None
+    assert source.labels.tolist() == [2, -1, 0, 1]
+    assert source.classes == ["0", "False", "b"]
 
 
 def test_numbers_are_ordered_as_numbers_and_texts_as_texts(tmp_path: Path) -> None:
