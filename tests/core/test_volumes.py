@@ -116,6 +116,17 @@ def test_a_nifti_without_axes_says_so(tmp_path: Path) -> None:
     assert seen(tmp_path / "a.nii").notes == ("NIfTI without a frame of axes: taken to be LAS",)
 
 
+@pytest.mark.parametrize("qfac", [-1, 0, 1])
+def test_a_nifti_may_leave_open_which_way_its_third_axis_goes(tmp_path: Path, qfac: int) -> None:
+    image = nib.Nifti1Image(noise(8, 9, 10), None)
+    image.set_qform(steps("RAS" if qfac >= 0 else "RAI", (1, 2, 3), 20.0), 1)
+    data = bytearray(image.to_bytes())
+    assert np.frombuffer(data, "<f4", 1, 76) == (qfac or 1)
+    data[76:80] = np.float32(qfac).tobytes()
+    (tmp_path / "a.nii").write_bytes(data)
+    check_against_nibabel(tmp_path / "a.nii", seen(tmp_path / "a.nii"))
+
+
 def itk_image(dtype: str, codes: str = "RAS", lean: float = 0.0) -> sitk.Image:
     image = sitk.GetImageFromArray(noise(8, 10, 12, dtype=dtype))
     affine = np.diag([-1, -1, 1, 1]) @ steps(codes, (1, 1, 1), lean)
