@@ -16,8 +16,8 @@ Window = Literal["auto", "full", "percentile"] | tuple[float, float]
 MAX_VALUES = 2**28
 """Most values (pixels x channels) of one image."""
 
-MAX_RATIO = 200
-"""Most decoded bytes per byte of file, for images above `FREE_BYTES`: beyond it lies a bomb."""
+MAX_RATIO = 1032
+"""Most decoded bytes per byte of file, for images above `FREE_BYTES`: more deflate cannot give."""
 
 FREE_BYTES = 2**25
 
