@@ -242,6 +242,18 @@ def test_the_window_is_given_or_percentiles_of_the_volume(tmp_path: Path) -> Non
     np.testing.assert_allclose(read(tmp_path / "a.nii", "auto").window, expected)
 
 
+@pytest.mark.parametrize("name", ["a.nii", "a.mha"])
+def test_unsigned_volumes_have_the_full_range_of_their_bits(tmp_path: Path, name: str) -> None:
+    for dtype in ("u1", "u2", "i2"):
+        voxels = noise(9, 9, 9, dtype=dtype) // 4 + 10
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / name))
+        held = (voxels.min(), voxels.max())
+        whole = (0, np.iinfo(dtype).max) if dtype[0] == "u" else held
+        assert read(tmp_path / name, "full").window == whole
+        auto = np.percentile(voxels, (0.5, 99.5))
+        assert read(tmp_path / name, "auto").window == (whole if dtype == "u1" else tuple(auto))
+
+
 def test_folders_and_manifests_hold_volumes_and_series(tmp_path: Path) -> None:
     write_series(tmp_path / "ct/one", noise(10, 12, 4))
     write_series(tmp_path / "ct/two", noise(10, 12, 5))
