@@ -254,6 +254,23 @@ def test_unsigned_volumes_have_the_full_range_of_their_bits(tmp_path: Path, name
         assert read(tmp_path / name, "auto").window == (whole if dtype == "u1" else tuple(auto))
 
 
+def test_a_metaimage_header_is_known_by_the_voxels_it_names(tmp_path: Path) -> None:
+    for folder, name, seed in (("a", "ct", 1), ("b", "ct", 2), ("c", "copy", 1)):
+        (tmp_path / folder).mkdir()
+        voxels = sitk.GetImageFromArray(noise(9, 10, 11, seed=seed))
+        sitk.WriteImage(voxels, str(tmp_path / folder / f"{name}.mhd"))
+    source = FolderSource(FolderOptions(path=tmp_path))
+    one, other, copy = (source.digest(index) for index in range(3))
+    assert one == copy != other
+    assert source.path(0).read_bytes() == source.path(1).read_bytes()
+    source.fingerprint()
+    (tmp_path / "b/ct.raw").write_bytes(bytes(99))
+    assert FolderSource(source.options).fingerprint() != source.fingerprint()
+    (tmp_path / "b/ct.raw").unlink()
+    assert source.digest(1) is None
+    assert FolderSource(source.options).fingerprint() != source.fingerprint()
+
+
 def test_folders_and_manifests_hold_volumes_and_series(tmp_path: Path) -> None:
     write_series(tmp_path / "ct/one", noise(10, 12, 4))
     write_series(tmp_path / "ct/two", noise(10, 12, 5))
