@@ -49,7 +49,7 @@ def to_image(decoded: Decoded, window: Window) -> Image:
         pixels = np.subtract(mirror, inside, dtype=np.float64).astype(pixels.dtype)
         low, high = mirror - high, mirror - low
     shown = float(low), float(high)
-    return Image(pixels, shown, decoded.spacing, affine=decoded.affine)
+    return Image(pixels, shown, decoded.spacing, affine=decoded.affine, stored=decoded.stored)
 
 
 def choose_window(decoded: Decoded, window: Window) -> tuple[float, float]:
