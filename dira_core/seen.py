@@ -47,8 +47,7 @@ class Seen:
         files: Of the images' files.
         pixels: Of decoded images, grey: of those that had no file at hand, but a cache.
         patients: Of patients' ids.
-        images: Images in all.
-        unknown: Those of which there is no number.
+        unknown: Images of which there is no number.
         sources: Fingerprints of where they came from.
         gaps: What else may have been seen, in words.
     """
@@ -56,20 +55,25 @@ class Seen:
     files: np.ndarray = field(default_factory=_none)
     pixels: np.ndarray = field(default_factory=_none)
     patients: np.ndarray = field(default_factory=_none)
-    images: int = 0
     unknown: int = 0
     sources: Sequence[str] = ()
     gaps: Sequence[str] = ()
 
+    @property
+    def images(self) -> int:
+        """Images in all, each counted once."""
+        return len(self.files) + len(self.pixels) + self.unknown
+
     def plus(self, other: Seen) -> Seen:
         """Return what was seen by one or the other."""
+        again = set(other.sources) <= set(self.sources)
+        unknown = self.unknown, other.unknown
         return Seen(
             np.union1d(self.files, other.files),
             np.union1d(self.pixels, other.pixels),
             np.union1d(self.patients, other.patients),
-            self.images + other.images,
-            self.unknown + other.unknown,
-            (*self.sources, *other.sources),
+            max(unknown) if again else sum(unknown),
+            tuple(dict.fromkeys([*self.sources, *other.sources])),
             (*self.gaps, *other.gaps),
         )
 
@@ -77,8 +81,9 @@ class Seen:
         """Write it, whole or not at all."""
         about = {
             "format": FORMAT,
-            **{"images": self.images, "unknown": self.unknown},
-            **{"sources": list(self.sources), "gaps": list(self.gaps)},
+            "unknown": self.unknown,
+            "sources": list(self.sources),
+            "gaps": list(self.gaps),
         }
         columns = {"files": self.files, "pixels": self.pixels, "patients": self.patients}
         tensors = {name: torch.from_numpy(each) for name, each in columns.items() if len(each)}
@@ -99,6 +104,7 @@ def read(path: Path) -> Seen:
             about = json.loads(file.metadata()["seen"])
         if about.pop("format") != FORMAT:
             raise ValueError("another format")
+        about.pop("images", None)  # of an earlier dira, and a sum
         return Seen(**tensors, **about)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -138,7 +144,6 @@ def of_source(source: Source) -> Seen:
         np.unique(np.array(files, np.int64)),
         np.unique(np.array(pixels, np.int64)),
         who[who != -1].astype(np.int64),
-        len(source),
         len(source) - len(files) - len(pixels),
         (source.fingerprint(),),
     )
@@ -172,5 +177,4 @@ def with_initial(source: Source, initial: str | None) -> Seen:
         path = place_of(Path(initial))
         unknown = Seen(gaps=[f"what its initial weights ({Path(initial).name}) saw"])
         before = read(path) if path.is_file() else unknown
-    known = source.fingerprint() in before.sources
-    return before if known else before.plus(of_source(source))
+    return before.plus(of_source(source))

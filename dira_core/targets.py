@@ -21,6 +21,7 @@ from dira_core.roles import Source
 
 if TYPE_CHECKING:
     from dira_core.data import Window
+    from dira_core.types import Image
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,16 @@ class Masks(Labelled, ABC):
         Raises:
             DataError: They cannot be read.
         """
+
+    def mask_of(
+        self, index: int, image: Image
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Return what `mask` does, for an image that was read: where files say how both lie.
+
+        Raises:
+            DataError: They cannot be read, or do not lie as the image does.
+        """
+        return self.mask(index)
 
 
 def build_target(choice: Choice, window: Window) -> Labels | Masks:

@@ -33,6 +33,7 @@ class Image:
             before it is cropped, and nothing is kept.
         affine: Of a volume as its file holds it: from voxel (w, h, d) to mm towards right, front
             and head, (4, 4).
+        stored: Where the axes of a volume point in its file, fastest first: "RAS", "LPI"; or None.
     """
 
     pixels: np.ndarray
@@ -40,6 +41,7 @@ class Image:
     spacing: tuple[float, ...] | None = None
     levels: Sequence[np.ndarray] = ()
     affine: np.ndarray | None = None
+    stored: str | None = None
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ Window = Literal["auto", "full", "percentile"] | tuple[float, float]
 MAX_VALUES = 2**28
 """Most values (pixels x channels) of one image."""
 
-MAX_RATIO = 200
-"""Most decoded bytes per byte of file, for images above `FREE_BYTES`: beyond it lies a bomb."""
+MAX_RATIO = 1032
+"""Most decoded bytes per byte of file, for images above `FREE_BYTES`: more deflate cannot give."""
 
 FREE_BYTES = 2**25
 
@@ -30,7 +30,7 @@ class Decoded:
         pixels: (C, *S), uint8, uint16 or float32; the axes of a volume are as in `volumes`.
         format: "PNG", "JPEG", "TIFF", "DICOM", "NIfTI", "MetaImage" or "DICOM series".
         bits: Bits a value had in the file.
-        full: Smallest and largest value the file could hold; of floats, those it holds.
+        full: Smallest and largest value the file could hold; of float32, those it holds.
         window: The two values the file itself wants mapped to 0 and 1, or None.
         invert: Whether large values are dark (MONOCHROME1, MinIsWhite).
         padding: (*S) bool, pixels outside the image, or None.

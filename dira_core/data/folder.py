@@ -14,7 +14,7 @@ from pathlib import Path
 from dira_core import digests
 from dira_core.data.building import refuse_unfinished
 from dira_core.data.formats import HEAD, slices_of, sniff
-from dira_core.data.readers import read, series_of
+from dira_core.data.readers import pixels_of, read, series_of
 from dira_core.errors import DataError
 from dira_core.escaping import printable
 from dira_core.roles import Source
@@ -68,20 +68,25 @@ class FileSource(Source, ABC):
         return printable(self.paths[index])
 
     def digest(self, index: int) -> int | None:
-        """Return the number of the bytes of a file, or of the slices of a series."""
+        """Return the number of the bytes of a file, or of the slices of a series.
+
+        Of a MetaImage header they are those of the file it names.
+        """
         path = self.path(index)
         try:
             slices = self.slices(index) or (slices_of(path) if path.is_dir() else [])
-        except OSError:
+            return digests.of_files(slices or [pixels_of(path)])
+        except (OSError, DataError):
             return None
-        return digests.of_files(slices or [path])
 
     def there(self, index: int) -> bool:
         """Say whether the file, or the folder of a series, exists."""
         return os.path.exists(self.path(index))
 
     def fingerprint(self) -> str:
-        """Return a digest of the paths and sizes of the files, in order; nothing is opened.
+        """Return a digest of the paths and sizes of the files, in order.
+
+        Nothing is opened but headers of MetaImage: the file they name counts.
 
         They are looked at once: a run asks at every checkpoint.
         """
@@ -226,6 +231,6 @@ def _size(path: Path) -> int:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
-        return status.st_size
-    except (OSError, ValueError):
+        return sum(each.stat().st_size for each in {path, pixels_of(path)})
+    except (OSError, ValueError, DataError):
         return -1

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dira_core.data import Window
+from dira_core.data import Decoded, Window
 from dira_core.data.folder import FileSource, FolderSource
 from dira_core.data.manifest import column_of, find_column, line_number, read_csv
 from dira_core.data.readers import decode_path
@@ -21,6 +21,7 @@ from dira_core.escaping import printable
 from dira_core.source_options import FolderOptions, VolumeOptions
 from dira_core.target_options import CsvOptions, MasksOptions
 from dira_core.targets import Labels, Masks
+from dira_core.types import Image
 
 Array = np.ndarray[Any, Any]
 
@@ -182,28 +183,45 @@ class FileMasks(Masks):
 
     def mask(self, index: int) -> tuple[Array, Array]:
         """Read and tell classes apart; raises as the base class says."""
-        pixels = mask_pixels(self.files[index])
+        return self._apart(mask_pixels(self.files[index]))
+
+    def mask_of(self, index: int, image: Image) -> tuple[Array, Array]:
+        """Read as `mask` does, and refuse a mask that does not lie as its image."""
+        return self._apart(mask_pixels(self.files[index], image))
+
+    def _apart(self, pixels: Array) -> tuple[Array, Array]:
         known = np.ones(pixels.shape, bool) if self.ignore is None else pixels != self.ignore
         if not self.values:
             return ((pixels != 0) & known)[None], known
         return np.stack([pixels == value for value in self.values.values()]), known
 
 
-def mask_pixels(path: Path) -> Array:
+def mask_pixels(path: Path, image: Image | None = None) -> Array:
     """Read a mask as it is stored, (*S): no window, and empty ones are welcome.
 
-    Axes of a volume are turned as those of its image.
+    Axes of a volume are turned as its own header says; see `Image.affine`.
+
+    Args:
+        path: Of the mask.
+        image: What it is a mask of.
 
     Raises:
-        DataError: It cannot be read, or is a colour picture.
+        DataError: It cannot be read, is a colour picture, or does not lie as the image.
     """
     try:
-        pixels = decode_path(path, "full", first_of_4d=False).pixels
+        decoded = decode_path(path, "full", first_of_4d=False)
     except (OSError, DataError) as error:
         reason = str(error) if isinstance(error, DataError) else (error.strerror or "").lower()
         raise DataError(
             f"mask {printable(path.name)!r}: {reason}: mend it, or leave it out"
         ) from None
+    if image is not None and _turned_otherwise(decoded, image):
+        raise DataError(
+            f"mask {printable(path.name)!r} would be mirrored or turned: its header says that its "
+            f"axes point to {decoded.stored}, its image's to {image.stored}, and they are not at "
+            "one place: save it with the header (affine) of its image"
+        )
+    pixels = decoded.pixels
     if len(pixels) > 1 and not (pixels == pixels[:1]).all():
         raise DataError(
             f"mask {printable(path.name)!r} is a colour picture: save it with one channel, whose "
@@ -211,6 +229,19 @@ def mask_pixels(path: Path) -> Array:
         )
     plane: Array = pixels[0]
     return plane
+
+
+def _turned_otherwise(mask: Decoded, image: Image) -> bool:
+    """Say whether two volumes were turned in different ways and still lie a voxel apart.
+
+    Headers that turn both alike may differ in origin or spacing: voxels stay with their voxels.
+    """
+    if mask.affine is None or image.affine is None or mask.stored == image.stored:
+        return False
+    corners = np.indices((2, 2, 2)).reshape(3, -1).T * (np.array(mask.pixels.shape[:0:-1]) - 1)
+    points = np.c_[corners, np.ones(len(corners))].T
+    there = np.linalg.inv(image.affine) @ mask.affine @ points
+    return bool(np.abs(there - points).max() >= 1)
 
 
 def file_masks(options: MasksOptions, window: Window) -> FileMasks:

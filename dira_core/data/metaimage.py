@@ -74,6 +74,18 @@ def decode(file: BinaryIO, *, path: Path, size: int, first_of_4d: bool) -> Decod
     return replace(decoded, notes=notes)
 
 
+def voxels_of(path: Path) -> Path:
+    """Return the file of the voxels: the one that a header names, or itself.
+
+    Raises:
+        DataError: It is damaged, or names no file that is read.
+        OSError: It cannot be opened.
+    """
+    with path.open("rb") as file:
+        named = _fields(file)[LAST]
+    return path if named.upper() == "LOCAL" else _beside(path, named)
+
+
 def _fields(file: BinaryIO) -> dict[str, str]:
     """Read `key = value` lines up to the one that says where the voxels are."""
     fields: dict[str, str] = {}

@@ -99,7 +99,9 @@ def _header(file: BinaryIO | gzip.GzipFile) -> tuple[Header, int]:
             if start[place : place + len(magic)] != magic:
                 raise DataError("a NIfTI header without its voxels: only single files are read")
             file.seek(length)
-            return reader(start[:length], endianness=sign, check=False), length
+            header = reader(start[:length], endianness=sign, check=False)
+            header["pixdim"][0] = -1 if header["pixdim"][0] < 0 else 1  # 0 means 1, as NIfTI says
+            return header, length
     raise DataError("a gzip file that holds no NIfTI volume")
 
 

@@ -124,6 +124,20 @@ def _decode_series(folder: Path, slices: Sequence[Path] = ()) -> Decoded:
     return series.decode(slices or slices_of(folder))
 
 
+def pixels_of(path: Path) -> Path:
+    """Return the file that holds the pixels: of a MetaImage the one its header names, else itself.
+
+    Raises:
+        DataError: The header is damaged, or the file it names is missing.
+        OSError: The header cannot be opened.
+    """
+    if SUFFIXES.get(path.suffix.lower()) != "MetaImage":
+        return path
+    from dira_core.data import metaimage
+
+    return metaimage.voxels_of(path)
+
+
 def series_of(path: str) -> tuple[str, int] | None:
     """Return the UID of the series of a DICOM file and its number of frames.
 

@@ -65,7 +65,8 @@ def volume(
         affine: From (i, j, k) to mm towards right, front and head, (4, 4).
         kind: Of the file.
         bits: Of a value in the file.
-        full: Smallest and largest value there could be; by default those that there are.
+        full: Smallest and largest value there could be; by default those of unsigned integers, and
+            of float32 those that there are.
 
     Raises:
         DataError: The affine tells no axes.
@@ -81,7 +82,8 @@ def volume(
     order = np.argsort(turn[:, 0])[::-1]
     depth, height, width = (float(side) for side in spacing[order])
     if full is None:
-        full = float(voxels.min()), float(voxels.max())
+        whole = voxels.dtype.kind == "u"
+        full = (0.0, 2.0**bits - 1) if whole else (float(voxels.min()), float(voxels.max()))
     return Decoded(
         np.ascontiguousarray(turned),
         kind,

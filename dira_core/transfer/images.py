@@ -163,7 +163,7 @@ class MaskTask(Task):
         found = []
         for index, image, box in zip(indices.tolist(), images, boxes, strict=True):
             self._note(index, image)
-            found.append(self._mask(index, box))
+            found.append(self._mask(index, image, box))
         return torch.stack([masks for masks, _ in found]), torch.stack([k for _, k in found])
 
     def spacing(self, index: int) -> tuple[float, ...] | None:
@@ -185,10 +185,9 @@ class MaskTask(Task):
             self._note(index, self.read(index))
         return self._seen[index]
 
-    def _mask(self, index: int, box: Tensor) -> tuple[Tensor, Tensor]:
-        masks, known = self._target.mask(index)
-        shape = self._stored(index).shape
-        check_mask(self._source.name(index), known.shape, shape)
+    def _mask(self, index: int, image: Image, box: Tensor) -> tuple[Tensor, Tensor]:
+        masks, known = self._target.mask_of(index, image)
+        check_mask(self._source.name(index), known.shape, image.pixels.shape[1:])
         inside = tuple(slice(first, last) for first, last in box.tolist())
         both = torch.from_numpy(np.concatenate([masks, known[None]])[:, *inside].copy())
         sides = sides_of(self._size, len(inside))

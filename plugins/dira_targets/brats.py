@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,8 @@ class Stacked(Source):
         images = [each.read(index) for each in self._sources]
         if len({image.pixels.shape for image in images}) > 1:
             raise DataError("its modalities differ in size")
-        return Image(
-            np.concatenate([_unit(each) for each in images]), (0.0, 1.0), images[0].spacing
-        )
+        pixels = np.concatenate([_unit(each) for each in images])
+        return replace(images[0], pixels=pixels, window=(0.0, 1.0))
 
     def name(self, index: int) -> str:
         """Return that of the first."""

@@ -119,7 +119,7 @@ def score(
     found = score(run, WordsOptions(path=data, split=split))
     by_word = found.by_word()
     lowest = sorted(by_word, key=lambda word: by_word[word])[:MOST_LISTED]
-    typer.echo(f"cubes      {len(found.words)} of {len(set(found.patients))} patients, {split}")
+    typer.echo(f"cubes      {len(found.words)} of {len(set(found.volumes))} volumes, {split}")
     typer.echo(f"told       {found.accuracy:.1%} (chance {1 / len(by_word):.1%})")
     worst = ", ".join(f"word {word} {by_word[word]:.0%}" for word in lowest)
     typer.echo(f"lowest     {worst}")

@@ -96,7 +96,7 @@ class Survey:
 
     Attributes:
         index: Place of each in the source, (N,).
-        patient: Number of its patient, (N,).
+        patient: Number of its patient, (N,); -1 of nobody.
         held_out: Whether its patient is, (N,) bool.
         shape: (N, 3), of its voxels.
         body: Its body's box, (N, 3, 2).
@@ -232,7 +232,8 @@ def surveyed(source: Source, path: Path, plan: Plan, bar: Bar) -> Survey:
     if not seen:
         raise DataError("words need volumes, and none can be read: see `dira data inspect`")
     numbers, shape, body, thumbnails = (np.array(column) for column in zip(*seen, strict=True))
-    patient = numbers if source.patients is None else np.asarray(source.patients)[numbers]
+    everyone = np.full(len(source), -1) if source.patients is None else np.asarray(source.patients)
+    patient = everyone[numbers]
     held = chosen(patient, plan)
     if (training := int((~held).sum())) < 2:
         raise DataError(

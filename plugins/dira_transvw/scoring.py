@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +25,12 @@ class Score:
     Attributes:
         words: Number of the word of each cube, (N,).
         told: The word the classifier tells, (N,).
-        patients: Whose they are, (N,).
+        volumes: What they were cut from, N names.
     """
 
     words: np.ndarray
     told: np.ndarray
-    patients: np.ndarray
+    volumes: Sequence[str]
 
     @property
     def accuracy(self) -> float:
@@ -62,9 +63,8 @@ def score(run: Path, options: WordsOptions) -> Score:
         raise RecipeError(
             f"{run} learned other words than those of --data: give {str(learned.folder)!r}"
         )
-    words, patients = source.words, source.patients
+    words = source.words
     assert words is not None
-    assert patients is not None
     told = []
     for first in range(0, len(source), CUBES):
         some = range(first, min(first + CUBES, len(source)))
@@ -72,4 +72,4 @@ def score(run: Path, options: WordsOptions) -> Score:
         with torch.no_grad():
             deepest = trio.backbone(images)[-1]
             told.append(trio.discriminator.scores(deepest).argmax(1))
-    return Score(words, torch.cat(told).numpy(), patients)
+    return Score(words, torch.cat(told).numpy(), source.volumes)

@@ -61,6 +61,7 @@ class WordsSource(Source):
     Attributes:
         words: Number of the word of each.
         labels: The same, for the probe that tells how well frozen features know them.
+        volumes: Name of what each was cut from.
 
     Raises:
         DataError: The folder holds no words, or none of this split.
@@ -81,6 +82,7 @@ class WordsSource(Source):
         try:
             self.words = self.labels = np.array([int(line["word"]) for line in self._lines])
             self.patients = np.array([int(line["patient"]) for line in self._lines])
+            self.volumes = [line["volume"] for line in self._lines]
             numbers = [line.get("digest") for line in self._lines]
             self._digests = [int(number) if number else None for number in numbers]
             self.classes = [f"word {number}" for number in range(self.words.max() + 1)]

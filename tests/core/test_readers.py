@@ -135,6 +135,18 @@ def test_percentiles_of_a_large_image_are_near_those_of_all_pixels() -> None:
     assert (low, high) == pytest.approx(tuple(np.percentile(pixels, [0.5, 99.5])), abs=2)
 
 
+@pytest.mark.parametrize("side", [127, 128])
+def test_the_window_of_a_large_volume_does_not_hang_on_its_sides(side: int) -> None:
+    plane = np.zeros((side, side), np.uint16)  # air around a body, a bone in it
+    plane[20:100, 10:120] = 1000
+    plane[60:70, 50:60] = 1900
+    volume = np.broadcast_to(plane, (1, side, side, side))
+    rows = np.broadcast_to(plane.T, (1, side, side, side))
+    planes = np.moveaxis(volume, 1, 3)
+    for pixels in (volume, rows, planes):
+        assert choose_window(Decoded(pixels, "NIfTI", 16, (0, 65535)), "auto") == (0, 1900)
+
+
 def test_equal_percentiles_give_way_to_the_range() -> None:
     pixels = np.zeros((1, 100, 100), np.float32)
     pixels[0, 0, 0] = 9

@@ -91,6 +91,31 @@ def test_it_is_kept_to_the_bit_with_what_its_initial_weights_saw(tmp_path: Path)
     assert (back.images, tuple(back.sources)) == (5, both.sources)
 
 
+def test_data_of_the_same_names_and_sizes_are_seen_too(tmp_path: Path) -> None:
+    sites = []
+    for seed, site in enumerate("ab"):
+        (tmp_path / site).mkdir()
+        for number in range(3):
+            pixels = np.random.default_rng([seed, number]).integers(0, 256, (9, 12), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{site}/{number}.tif")
+        sites.append(FolderSource(FolderOptions(path=tmp_path / site)))
+    assert sites[0].fingerprint() == sites[1].fingerprint()
+    (tmp_path / "run/weights").mkdir(parents=True)
+    with_initial(sites[0], None).write(tmp_path / "run/weights" / SEEN)
+    both = with_initial(sites[1], str(tmp_path / "run"))
+    assert set(both.files) == {site.digest(i) for site in sites for i in range(3)}
+    assert both.images == 6
+
+
+def test_what_is_not_known_is_counted_once_of_the_same_data(tmp_path: Path) -> None:
+    source = drawn(tmp_path / "a", 3)
+    source.path(1).unlink()
+    (tmp_path / "run/weights").mkdir(parents=True)
+    with_initial(source, None).write(tmp_path / "run/weights" / SEEN)
+    again = with_initial(source, str(tmp_path / "run"))
+    assert (again.images, again.unknown) == (3, 1)
+
+
 def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert of_source(TinySource(5)).unknown == 5
     source = drawn(tmp_path / "a", 3)
@@ -109,7 +134,7 @@ def test_it_lies_beside_weights_and_goes_with_them(tmp_path: Path) -> None:
     export = tmp_path / "timm.safetensors"
     hand_on(tmp_path / "run", export)
     assert not place_of(export).exists()
-    Seen(np.array([-3, 5]), images=2).write(place_of(tmp_path / "run"))
+    Seen(np.array([-3, 5])).write(place_of(tmp_path / "run"))
     hand_on(tmp_path / "run", export)
     assert place_of(export).name == "timm.seen.safetensors"
     assert read(place_of(export)).files.tolist() == [-3, 5]
@@ -118,7 +143,7 @@ def test_it_lies_beside_weights_and_goes_with_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 40, "cut"])
 def test_a_damaged_one_is_named(damage: bytes | str, tmp_path: Path) -> None:
     place = tmp_path / SEEN
-    Seen(np.arange(50), images=50).write(place)
+    Seen(np.arange(50)).write(place)
     place.write_bytes(place.read_bytes()[:-9] if isinstance(damage, str) else damage)
     with pytest.raises(CheckpointError, match="is damaged, or of another dira"):
         read(place)

@@ -116,6 +116,17 @@ def test_a_nifti_without_axes_says_so(tmp_path: Path) -> None:
     assert seen(tmp_path / "a.nii").notes == ("NIfTI without a frame of axes: taken to be LAS",)
 
 
+@pytest.mark.parametrize("qfac", [-1, 0, 1])
+def test_a_nifti_may_leave_open_which_way_its_third_axis_goes(tmp_path: Path, qfac: int) -> None:
+    image = nib.Nifti1Image(noise(8, 9, 10), None)
+    image.set_qform(steps("RAS" if qfac >= 0 else "RAI", (1, 2, 3), 20.0), 1)
+    data = bytearray(image.to_bytes())
+    assert np.frombuffer(data, "<f4", 1, 76) == (qfac or 1)
+    data[76:80] = np.float32(qfac).tobytes()
+    (tmp_path / "a.nii").write_bytes(data)
+    check_against_nibabel(tmp_path / "a.nii", seen(tmp_path / "a.nii"))
+
+
 def itk_image(dtype: str, codes: str = "RAS", lean: float = 0.0) -> sitk.Image:
     image = sitk.GetImageFromArray(noise(8, 10, 12, dtype=dtype))
     affine = np.diag([-1, -1, 1, 1]) @ steps(codes, (1, 1, 1), lean)
@@ -229,6 +240,35 @@ def test_the_window_is_given_or_percentiles_of_the_volume(tmp_path: Path) -> Non
     assert read(tmp_path / "a.nii", (-100.0, 50.0)).window == (-100, 50)
     expected = np.percentile(voxels, (0.5, 99.5))
     np.testing.assert_allclose(read(tmp_path / "a.nii", "auto").window, expected)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.mha"])
+def test_unsigned_volumes_have_the_full_range_of_their_bits(tmp_path: Path, name: str) -> None:
+    for dtype in ("u1", "u2", "i2"):
+        voxels = noise(9, 9, 9, dtype=dtype) // 4 + 10
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / name))
+        held = (voxels.min(), voxels.max())
+        whole = (0, np.iinfo(dtype).max) if dtype[0] == "u" else held
+        assert read(tmp_path / name, "full").window == whole
+        auto = np.percentile(voxels, (0.5, 99.5))
+        assert read(tmp_path / name, "auto").window == (whole if dtype == "u1" else tuple(auto))
+
+
+def test_a_metaimage_header_is_known_by_the_voxels_it_names(tmp_path: Path) -> None:
+    for folder, name, seed in (("a", "ct", 1), ("b", "ct", 2), ("c", "copy", 1)):
+        (tmp_path / folder).mkdir()
+        voxels = sitk.GetImageFromArray(noise(9, 10, 11, seed=seed))
+        sitk.WriteImage(voxels, str(tmp_path / folder / f"{name}.mhd"))
+    source = FolderSource(FolderOptions(path=tmp_path))
+    one, other, copy = (source.digest(index) for index in range(3))
+    assert one == copy != other
+    assert source.path(0).read_bytes() == source.path(1).read_bytes()
+    source.fingerprint()
+    (tmp_path / "b/ct.raw").write_bytes(bytes(99))
+    assert FolderSource(source.options).fingerprint() != source.fingerprint()
+    (tmp_path / "b/ct.raw").unlink()
+    assert source.digest(1) is None
+    assert FolderSource(source.options).fingerprint() != source.fingerprint()
 
 
 def test_folders_and_manifests_hold_volumes_and_series(tmp_path: Path) -> None:

@@ -57,11 +57,11 @@ def dicom(syntax: str = uid.ExplicitVRLittleEndian, **elements: object) -> bytes
     return buffer.getvalue()
 
 
-def png_that_declares(width: int, height: int) -> bytes:
-    """Return a PNG of black pixels, a few hundred kilobytes whatever its size."""
+def png_that_declares(width: int, height: int, rows: int) -> bytes:
+    """Return a PNG of some black rows, a few hundred kilobytes whatever its size."""
     deflater = zlib.compressobj(9)
     row = bytes(1 + width)
-    data = b"".join(deflater.compress(row) for _ in range(height)) + deflater.flush()
+    data = b"".join(deflater.compress(row) for _ in range(rows)) + deflater.flush()
     parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", data)]
     png = b"\x89PNG\r\n\x1a\n"
     for name, body in [*parts, (b"IEND", b"")]:
@@ -126,8 +126,8 @@ def bad_files() -> Iterator[tuple[str, bytes, str]]:
     yield "c.png", encoded("BMP"), "BMP"
     yield "nan.tif", encoded("TIFF", np.full((64, 64), np.nan, np.float32)), "not finite"
     yield "inf.tif", encoded("TIFF", np.where(PIXELS > 9, PIXELS, np.inf).astype("f4")), "finite"
-    yield "bomb.png", png_that_declares(20000, 20000), "too many pixels"
-    yield "large.png", png_that_declares(9000, 9000), "more pixels than the file can hold"
+    yield "bomb.png", png_that_declares(20000, 20000, 20000), "too many pixels"
+    yield "large.png", png_that_declares(9000, 9000, 900), "more pixels than the file can hold"
     yield "bomb.dcm", deflate_bomb(), "deflated data"
 
 

@@ -19,6 +19,7 @@ from volumes import CANARY, noise, steps, write_series
 
 from dira_core.data.audit import audit
 from dira_core.data.folder import FolderSource
+from dira_core.data.labelled import mask_pixels
 from dira_core.data.readers import read
 from dira_core.errors import DataError
 from dira_core.source_options import FolderOptions
@@ -175,6 +176,18 @@ def test_a_bomb_is_not_inflated_beyond_its_header(tmp_path: Path) -> None:
     rise = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert rise < 100 * 1024
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.mha"])
+def test_a_mask_is_no_bomb_however_well_it_is_compressed(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dira_core.data.FREE_BYTES", 0)
+    mask = np.zeros((64, 512, 512), "u1")
+    mask[30:35, 200:240, 200:240] = 1
+    sitk.WriteImage(sitk.GetImageFromArray(mask), str(tmp_path / name), useCompression=True)
+    assert (tmp_path / name).stat().st_size < mask.nbytes / 800
+    assert mask_pixels(tmp_path / name).sum() == mask.sum()
 
 
 @pytest.fixture

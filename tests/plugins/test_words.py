@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from dira_core import DataError, Image, RecipeError, Source, Trio
 from dira_core.plugins import make
+from dira_core.seen import of_source
 from dira_core.testing import check, choice
 from dira_transvw import WordsOptions
 from dira_transvw.autoencoder import Autoencoder, fit
@@ -132,6 +133,18 @@ def test_patients_held_out_are_in_no_training_word(found: Path) -> None:
     )
     assert not set(train.patients) & set(held.patients)
     assert len(held) == 6
+
+
+def test_of_volumes_of_nobody_each_is_held_out_alone_and_no_patient_is_made_up(
+    tmp_path: Path,
+) -> None:
+    bodies = Bodies(8)
+    bodies.patients = None  # type: ignore[assignment]
+    report = discover(bodies, tmp_path / "words", PLAN, quiet)
+    assert report.volumes == (5, 2)
+    words = WordsSource(WordsOptions(path=tmp_path / "words"))
+    assert set(words.patients) == {-1}
+    assert not of_source(words).patients.size
 
 
 def test_the_first_instance_is_the_reference_voxel_for_voxel(found: Path) -> None:
@@ -423,7 +436,7 @@ def test_from_the_command_line_words_are_found_and_learned(dira: Dira, tmp_path:
     assert (code, wrong) == (0, "")
     assert "chance 50.0%" in said
     expected = told(tmp_path / "runs/learned", tmp_path / "words")
-    assert f"cubes      {len(expected)} of 1 patients, held-out" in said
+    assert f"cubes      {len(expected)} of 1 volumes, held-out" in said
     assert f"told       {sum(expected) / len(expected):.1%} (" in said
     code, _, wrong = dira("words", "score", "runs/learned", "--data", "words", "--split", "some")
     assert (code, wrong.count("\n")) == (2, 1)

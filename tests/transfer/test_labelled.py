@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
+from volumes import noise, steps
 
 from dira_core.data.labelled import csv_labels, file_masks
 from dira_core.errors import DataError, RecipeError
@@ -102,6 +104,30 @@ def test_an_empty_mask_is_a_mask(tmp_path: Path) -> None:
     masks, known = file_masks(MasksOptions(path=path), "auto").mask(0)
     assert not masks.any()
     assert known.all()
+
+
+def test_a_mask_whose_header_mirrors_it_against_its_image_is_refused(tmp_path: Path) -> None:
+    voxels = noise(12, 14, 16, dtype="u1") // 2
+    image = nib.Nifti1Image(voxels, steps("LPS", (1, 1, 2)))
+    nearly = image.affine + np.random.default_rng(0).normal(0, 1e-3, (4, 4)) * [[1], [1], [1], [0]]
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+    image.to_filename(tmp_path / "images/a.nii")
+    options = MasksOptions(path=tmp_path / "images", masks=tmp_path / "masks")
+    marked = nib.Nifti1Image((voxels > 100).astype("u1"), image.affine)
+    for mask in (
+        marked,
+        nib.as_closest_canonical(marked),
+        nib.Nifti1Image(marked.dataobj, nearly),
+        nib.Nifti1Image(marked.dataobj, np.diag([-1, -1, 1, 1])),  # its place alone is lost
+    ):
+        mask.to_filename(tmp_path / "masks/a.nii")
+        found = file_masks(options, "auto")
+        read = found.source.read(0)
+        assert np.array_equal(found.mask_of(0, read)[0], read.pixels > 100)
+    nib.Nifti1Image(marked.dataobj, np.eye(4)).to_filename(tmp_path / "masks/a.nii")
+    with pytest.raises(DataError, match=r"'a.nii' would be mirrored.*RAS.*LPS.*header"):
+        found.mask_of(0, read)
 
 
 def test_folders_are_paired_by_name_whatever_the_suffix(tmp_path: Path) -> None:
