@@ -103,8 +103,7 @@ class Session:
         self._saver.poll()
         if metrics:
             self._log(progress, metrics, self.pace.since_last(trainer))
-            if (progress.step - 1) % self._settings.health.every == 0:
-                self._check_health(progress, metrics)
+            self._check_health(progress, metrics)
         if progress.step % trainer.steps_per_epoch == 0:
             observe(self._hook.dira_epoch_ended, progress=progress)
         stopping = self._heard(trainer)

@@ -55,7 +55,7 @@ def build(
     Raises:
         RunFolderError: The folder is in use, or holds something else.
         DataError: No image can be read, or a worker died.
-        ResourceError: There is not enough space.
+        ResourceError: There is not enough space, or a worker was killed, mostly for memory.
     """
     given = {"fingerprint": source.fingerprint(), "images": len(source), "grey": grey}
     piece = piece_of(source)

@@ -89,6 +89,7 @@ class Loader:
 
         Raises:
             DataError: Too many images are unreadable, or a worker died or hangs.
+            ResourceError: A worker was killed, mostly for memory.
         """
         order = self.order(epoch, salt).tolist()
         own, size = rank() * self.batch_size, self.batch_size

@@ -60,7 +60,8 @@ class Workers:
         """Yield the batch of each request; what an earlier call left over is thrown away.
 
         Raises:
-            DataError: A worker died, or no batch came in time.
+            ResourceError: A worker was killed, mostly for memory.
+            DataError: One died otherwise, or no batch came in time.
             DiraError: What the dataset returned.
         """
         self._requests.clear()

@@ -15,6 +15,7 @@ import dira_core
 from dira_core.api import run
 from dira_core.cli.run import of_job, resumed
 from dira_core.errors import RecipeError
+from dira_core.game import shared_out
 from dira_core.layering import Layer, gather
 from dira_core.lines import read_lines
 from dira_core.plugins import installed
@@ -337,7 +338,7 @@ def test_the_command_of_a_job_asks_for_the_same_run_whatever_the_preset_and_the_
         train = recipe.train.model_copy(update={"processes": before, "batch_size": batch})
         (tmp_path / "recipe.toml").write_text(to_toml(recipe.model_copy(update={"train": train})))
         asked.append(changed("train.batch_size", batch))
-        assert of_job(tmp_path, asked).train.batch_size == batch * before
+        assert shared_out(of_job(tmp_path, asked)).train.batch_size == batch * before
 
 
 def test_resuming_what_is_no_run_says_so(dira: Dira) -> None:

@@ -25,7 +25,6 @@ from torch import Tensor
 from dira_core import Discriminator, Encodings, Objective, Progress, pace
 from dira_core.api import Result, pretrain
 from dira_core.errors import CheckpointError, DivergedError, PluginError
-from dira_core.health import Health
 from dira_core.lines import read_lines
 from dira_core.plugins import installed
 from dira_core.testing import TinySource
@@ -308,15 +307,6 @@ def test_an_observer_of_the_end_that_raises_changes_nothing(
     plugin(RAISING.replace("{event}", "dira_run_ended(status)"))
     assert small_run(tmp_path / "run", train={"epochs": 1}).status == "done"
     assert "'observer' raised in dira_run_ended" in caplog.text
-
-
-def test_health_is_checked_as_often_as_it_is_measured_whatever_is_logged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    checked: list[int] = []
-    monkeypatch.setattr(Health, "check", lambda self, step, n, metrics: checked.append(step) or [])
-    small_run(tmp_path / "run", health={"every": 4}, log={"every": 1})
-    assert checked == [1, 5, 9, 13, 17]
 
 
 def test_trackers_get_what_is_logged_and_are_closed(

@@ -172,7 +172,7 @@ class Deadly(TinySource):
 def test_a_builder_whose_worker_is_killed_says_so_and_goes_on_later(
     tmp_path: Path, whole: dict[str, bytes]
 ) -> None:
-    with pytest.raises(DataError, match="worker died"):
+    with pytest.raises(ResourceError, match="worker died"):
         build_at(tmp_path / "c", workers=2, of=Deadly(N, size=24))
     build_at(tmp_path / "c", workers=2)
     assert contents(tmp_path / "c") == whole
