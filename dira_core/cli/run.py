@@ -80,7 +80,7 @@ def run(
 ) -> None:
     """Pretrain what the recipe says, and say what was learned.
 
-    Without --data, images are made up and the run takes about a minute. Ctrl-C saves and leaves;
+    Without --data, images are made up and the run takes minutes. Ctrl-C saves and leaves;
     twice leaves at once. Exit codes: 0 done, 2 usage, 3 data, 4 plugin, 5 diverged, 6 no memory or
     disk, 7 a process was lost, 75 stopped by a signal and saved.
     """

@@ -264,5 +264,5 @@ def dira_presets() -> Iterable[Preset]:
     yield Preset("stepwise", STEPWISE, "di, then dir, then dira, each from the one before")
     yield Preset("context-encoder", CONTEXT_ENCODER, "fill in the masked centre, with a critic")
     yield Preset("genesis", GENESIS, "Models Genesis: restore shuffled, bent and painted images")
-    yield Preset("tiny", TINY, "built-in data, a minute on a laptop's processor")
-    yield Preset("tiny3d", TINY3D, "built-in volumes, three minutes on a laptop's processor")
+    yield Preset("tiny", TINY, "built-in data, minutes on a laptop's processor")
+    yield Preset("tiny3d", TINY3D, "built-in volumes, minutes on a laptop's processor")
