@@ -133,14 +133,17 @@ def _backbone(parts: Parts, network: str | None, path: Path) -> dict[str, Any]:
 
 
 def _restorers(parts: Parts, said: Header, backbone: Backbone) -> Iterator[_Found]:
-    """Yield the restorer the file names, then those installed, with what each takes of it."""
+    """Yield the restorer the file names, then those installed, up to one that fits exactly."""
     names = [c.name for c in installed().components("restorer") if said.dims in c.dims]
     for chosen in [said.restorer, *(_default("restorer", name) for name in names)]:
         try:
             restorer: Restorer = build("restorer", chosen or {}, backbone)
         except DiraError:
             continue  # one that does not work on this backbone, or not at all
-        yield _Found(chosen or {}, restorer, load_into(parts.restorer, restorer))
+        report = load_into(parts.restorer, restorer)
+        yield _Found(chosen or {}, restorer, report)
+        if report.exact:
+            return
 
 
 def _closest(tried: Sequence[_Found]) -> str:

@@ -44,12 +44,21 @@ def unbegun() -> Iterator[None]:
     def leave(number: int, frame: FrameType | None) -> None:
         sys.exit(EXIT_PREEMPTED)
 
-    before = {each: signal.signal(each, leave) for each in WATCHED if each != signal.SIGINT}
+    before: dict[signal.Signals, Any] = {
+        each: signal.signal(each, leave) for each in WATCHED if each != signal.SIGINT
+    }
     try:
         yield
     finally:
-        for watched, handler in before.items():
-            signal.signal(watched, signal.SIG_DFL if handler is None else handler)
+        put_back(before)
+
+
+def put_back(before: dict[signal.Signals, Any]) -> None:
+    """Install handlers that were there before, and forget them."""
+    while before:
+        watched, handler = before.popitem()
+        # None stands for a handler that was not installed from Python and cannot be put back.
+        signal.signal(watched, signal.SIG_DFL if handler is None else handler)
 
 
 class Preempted(Exception):  # noqa: N818 - a request that was granted, not an error
@@ -86,10 +95,7 @@ class Stop:
         return self
 
     def __exit__(self, *_: object) -> None:
-        while self._before:
-            watched, handler = self._before.popitem()
-            # None stands for a handler that was not installed from Python and cannot be put back.
-            signal.signal(watched, signal.SIG_DFL if handler is None else handler)
+        put_back(self._before)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.requested is None:

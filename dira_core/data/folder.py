@@ -231,6 +231,7 @@ def _size(path: Path) -> int:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
             return sum(entry.stat().st_size for entry in os.scandir(path) if entry.is_file())
-        return sum(each.stat().st_size for each in {path, pixels_of(path)})
+        pixels = pixels_of(path)
+        return status.st_size + (0 if pixels == path else pixels.stat().st_size)
     except (OSError, ValueError, DataError):
         return -1

@@ -111,6 +111,8 @@ def jobs_of(study: Study) -> list[Job]:
         PluginError: A plugin they name is broken.
     """
     network = network_of({name: recipe_of(study, name) for name in study.recipes})
+    for name, task in study.targets.items():
+        _check_set(name, task, network)
     again = study.pretrain_seeds == "each"
     found: dict[str, Job] = {}
     several: list[Weights] = []
@@ -209,6 +211,18 @@ def _transfer(task: Task, cell: Cell, weights: Weights, plan: dict[str, Any]) ->
     return Job(f"transfer/{place}", asked, weights.after, cell)
 
 
+def _check_set(name: str, task: Task, network: Sequence[Layer]) -> None:
+    """Refuse keys of a task that the study decides, or its recipes."""
+    networks = {key for layer in network for key in layer.values} & {"backbone", "decoder"}
+    decided = DECIDED | dict.fromkeys(networks, "recipes")
+    try:
+        for key in itertools.chain(*(assignment(text).values for text in task.set)):
+            if key in decided:
+                raise RecipeError(f"set: {key} is decided by {decided[key]} of the study")
+    except RecipeError as error:
+        raise RecipeError(f"targets.{name}: {error}") from error
+
+
 def _plan(task: Task, cell: Cell, label_seed: int, network: Sequence[Layer]) -> dict[str, Any]:
     flags = [
         Layer.at("seeds", ("label_seed",), label_seed),
@@ -217,11 +231,6 @@ def _plan(task: Task, cell: Cell, label_seed: int, network: Sequence[Layer]) -> 
         Layer.at("seeds", ("seed",), cell.seed),
     ]
     try:
-        networks = {key for layer in network for key in layer.values} & {"backbone", "decoder"}
-        decided = DECIDED | dict.fromkeys(networks, "recipes")
-        for key in (key for text in task.set for key in assignment(text).values):
-            if key in decided:
-                raise RecipeError(f"set: {key} is decided by {decided[key]} of the study")
         plan = transfer_plan(task.target, task.data, task.set, flags, network)
     except RecipeError as error:
         raise RecipeError(f"targets.{cell.target}: {error}") from error
